@@ -1,0 +1,488 @@
+//! The typed operations that scripts are made of, and what they answer.
+//!
+//! Two interpreters run them and must agree: [`super::interpret`] in process, [`super::posix`] as POSIX sh on hosts
+//! where this binary does not stand. `tests/interpreters.rs` compares both on real trees.
+//!
+//! Paths are absolute. An operation that changes something says below what it leaves behind when it fails.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::cmd::{Cmd, Secret, show_word};
+
+/// One operation of a [`Script`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    // --- questions: change nothing ---
+    /// What is at `path`; answers [`Value::Stat`] or, where there is nothing, [`Value::Absent`].
+    Stat {
+        /// The path asked about.
+        #[serde(with = "path")]
+        path: PathBuf,
+        /// Whether a symbolic link is followed. A dangling link, followed, is absent.
+        follow: bool,
+    },
+    /// Text of a symbolic link: [`Value::Bytes`], or [`Value::Absent`] where there is none or it is no link.
+    ReadLink {
+        /// The link.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
+    /// Names in a directory, unsorted, without `.` and `..`: [`Value::Names`], or [`Value::Absent`].
+    List {
+        /// The directory.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
+    /// `len` bytes at `offset`, fewer at the end of the file: [`Value::Bytes`]. Fails where there is no file.
+    Read {
+        /// The file; links are followed.
+        #[serde(with = "path")]
+        path: PathBuf,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes; at most [`READ_LIMIT`].
+        len: u64,
+    },
+    /// Space of the file system that holds `path`: [`Value::Space`], as `df -P` counts it.
+    Space {
+        /// Any existing path on the file system.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
+    /// Bytes that a tree holds, as `du -sb` counts them (apparent size, links not followed): [`Value::Number`].
+    TreeSize {
+        /// A directory or file.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
+    /// MD5 of a file's content, lower-case hexadecimal: [`Value::Bytes`].
+    Md5 {
+        /// The file; links are followed.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
+
+    // --- changes ---
+    /// `mkdir -p`: makes a directory and its missing parents. Leaves the ones made so far.
+    MakeDir {
+        /// The directory.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
+    /// Removes an empty directory; one that is missing or not empty is left and is no failure.
+    RemoveDirIfEmpty {
+        /// The directory.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
+    /// Makes `link` a symbolic link to `target`, replacing a link or file of that name in one step.
+    Symlink {
+        /// Text of the link; may be relative to it.
+        #[serde(with = "path")]
+        target: PathBuf,
+        /// Name of the link.
+        #[serde(with = "path")]
+        link: PathBuf,
+    },
+    /// Gives a file a second name; fails where `to` exists.
+    HardLink {
+        /// The file.
+        #[serde(with = "path")]
+        from: PathBuf,
+        /// The new name, on the same file system.
+        #[serde(with = "path")]
+        to: PathBuf,
+    },
+    /// Writes a small file by way of a temporary name, synced and renamed: old or new content, never half.
+    Write {
+        /// The file.
+        #[serde(with = "path")]
+        path: PathBuf,
+        /// Its content; never shown.
+        content: Secret,
+        /// Permission bits, not reduced by the umask.
+        mode: u32,
+    },
+    /// Renames within one file system, replacing a file or link at `to`.
+    Rename {
+        /// Old name.
+        #[serde(with = "path")]
+        from: PathBuf,
+        /// New name.
+        #[serde(with = "path")]
+        to: PathBuf,
+    },
+    /// Moves, also to another file system (`mv -f`): there by copy, sync, rename and remove.
+    Move {
+        /// Old name: a file.
+        #[serde(with = "path")]
+        from: PathBuf,
+        /// New name.
+        #[serde(with = "path")]
+        to: PathBuf,
+    },
+    /// Removes a file or link, or with `tree` also a directory with all in it; never follows a link.
+    Remove {
+        /// What goes.
+        #[serde(with = "path")]
+        path: PathBuf,
+        /// Whether a directory goes too.
+        tree: bool,
+        /// Whether it must have been there.
+        must_exist: bool,
+    },
+    /// Copies a file: reflink where the file system can, else data extents only. New `to` is synced. Leaves a part on failure.
+    Copy {
+        /// Source; links are followed.
+        #[serde(with = "path")]
+        from: PathBuf,
+        /// New file; an existing one is overwritten.
+        #[serde(with = "path")]
+        to: PathBuf,
+        /// What becomes of holes and zeroes.
+        sparse: Sparse,
+    },
+    /// Turns blocks of zeroes into holes (`fallocate -d`); best effort, a file system that cannot is no failure.
+    PunchHoles {
+        /// The file.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
+    /// Makes a file of `bytes` zeroes that occupies nothing (`truncate -s`); fails where it exists.
+    CreateSparse {
+        /// The file.
+        #[serde(with = "path")]
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Writes the script's input stream to a new file, zero blocks as holes, synced: [`Value::Number`] of bytes received.
+    /// At most one per script. Leaves a part on failure.
+    Receive {
+        /// The file; fails where it exists.
+        #[serde(with = "path")]
+        path: PathBuf,
+        /// What becomes of zeroes.
+        sparse: Sparse,
+    },
+    /// Writes a file's content to the script's output stream. Must be the last operation, and the only one that answers.
+    Send {
+        /// The file; links are followed.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
+    /// Syncs a file or directory to the disk (`fsync(2)`).
+    Sync {
+        /// The file or directory.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
+    /// Takes the named lock of [`super::lock`] until the script ends.
+    Lock {
+        /// Name of the lock.
+        name: String,
+        /// Seconds to wait for it.
+        wait_seconds: u64,
+    },
+    /// Removes what killed runs left in a staging directory: see [`super::staging`]. Best effort.
+    Sweep {
+        /// The staging directory.
+        #[serde(with = "path")]
+        staging: PathBuf,
+    },
+    /// Runs an external command; its standard output is the answer: [`Value::Bytes`].
+    Run(Cmd),
+}
+
+/// What a copy does with zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sparse {
+    /// Holes stay holes and blocks of zeroes become holes.
+    Holes,
+    /// Every block is allocated (`SPARSE=NO`).
+    Allocate,
+}
+
+/// Most bytes that [`Op::Read`] answers with: 4 MiB.
+pub const READ_LIMIT: u64 = 4 << 20;
+
+/// Kind of a file system object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link (only where it was not followed).
+    Link,
+    /// A block device.
+    Block,
+    /// Anything else: pipe, socket, character device.
+    Other,
+}
+
+/// Answer to [`Op::Stat`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// What it is.
+    pub kind: FileKind,
+    /// Apparent size in bytes.
+    pub size: u64,
+    /// Permission bits (`07777`).
+    pub mode: u32,
+    /// Device number, to tell file systems apart.
+    pub dev: u64,
+    /// Inode number.
+    pub ino: u64,
+}
+
+/// Answer to [`Op::Space`], in MiB rounded as `df -B1M -P` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Size of the file system.
+    pub total_mib: u64,
+    /// Used.
+    pub used_mib: u64,
+    /// Available to ordinary users.
+    pub free_mib: u64,
+}
+
+/// What an operation answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// It was done; there is nothing to say.
+    Done,
+    /// There is no such thing.
+    Absent,
+    /// See [`Op::Stat`].
+    Stat(Stat),
+    /// See [`Op::Space`].
+    Space(Space),
+    /// A count.
+    Number(u64),
+    /// Raw bytes.
+    Bytes(Vec<u8>),
+    /// Names in a directory.
+    Names(Vec<OsString>),
+    /// The step was explained, not run: nobody knows.
+    Unknown,
+}
+
+impl Value {
+    /// The text of [`Value::Bytes`] without surrounding white space; empty for everything else.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Bytes(bytes) => String::from_utf8_lossy(bytes).trim().to_owned(),
+            _ => String::new(),
+        }
+    }
+
+    /// The count of [`Value::Number`].
+    #[must_use]
+    pub fn number(&self) -> Option<u64> {
+        match self {
+            Self::Number(n) => Some(*n),
+            _ => None,
+        }
+    }
+
+    /// The [`Stat`], where there was something.
+    #[must_use]
+    pub fn stat(&self) -> Option<Stat> {
+        match self {
+            Self::Stat(stat) => Some(*stat),
+            _ => None,
+        }
+    }
+}
+
+/// Operations that run on one host in one go, in order, until one fails.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Script {
+    /// The operations.
+    pub ops: Vec<Op>,
+}
+
+impl Script {
+    /// A script of these operations.
+    #[must_use]
+    pub fn new(ops: impl IntoIterator<Item = Op>) -> Self {
+        Self { ops: ops.into_iter().collect() }
+    }
+
+    /// Whether it has an [`Op::Receive`].
+    #[must_use]
+    pub fn receives(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Receive { .. }))
+    }
+
+    /// Whether it has an [`Op::Send`].
+    #[must_use]
+    pub fn sends(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Send { .. }))
+    }
+}
+
+impl From<Op> for Script {
+    fn from(op: Op) -> Self {
+        Self { ops: vec![op] }
+    }
+}
+
+impl Op {
+    /// Whether it changes nothing. [`Op::Run`] is taken for a change; questions put to programs go through `Cx::query`.
+    #[must_use]
+    pub fn is_question(&self) -> bool {
+        matches!(
+            self,
+            Self::Stat { .. }
+                | Self::ReadLink { .. }
+                | Self::List { .. }
+                | Self::Read { .. }
+                | Self::Space { .. }
+                | Self::TreeSize { .. }
+                | Self::Md5 { .. }
+        )
+    }
+}
+
+impl fmt::Display for Op {
+    /// The operation in the words of the command that a person would use for it, for `explain` and errors.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let w = |path: &Path| show_word(path.as_os_str());
+        match self {
+            Self::Stat { path, .. } => write!(f, "stat {}", w(path)),
+            Self::ReadLink { path } => write!(f, "readlink {}", w(path)),
+            Self::List { path } => write!(f, "ls {}", w(path)),
+            Self::Read { path, offset, len } => write!(f, "read {len} bytes at {offset} of {}", w(path)),
+            Self::Space { path } => write!(f, "df {}", w(path)),
+            Self::TreeSize { path } => write!(f, "du -sb {}", w(path)),
+            Self::Md5 { path } => write!(f, "md5sum {}", w(path)),
+            Self::MakeDir { path } => write!(f, "mkdir -p {}", w(path)),
+            Self::RemoveDirIfEmpty { path } => write!(f, "rmdir {} (if empty)", w(path)),
+            Self::Symlink { target, link } => write!(f, "ln -sfn {} {}", w(target), w(link)),
+            Self::HardLink { from, to } => write!(f, "ln {} {}", w(from), w(to)),
+            Self::Write { path, mode, .. } => write!(f, "write {} (mode {mode:04o})", w(path)),
+            Self::Rename { from, to } => write!(f, "rename {} {}", w(from), w(to)),
+            Self::Move { from, to } => write!(f, "mv -f {} {}", w(from), w(to)),
+            Self::Remove { path, tree, must_exist } => {
+                let flags = match (tree, must_exist) {
+                    (true, true) => "-r",
+                    (true, false) => "-rf",
+                    (false, true) => "",
+                    (false, false) => "-f",
+                };
+                let gap = if flags.is_empty() { "" } else { " " };
+                write!(f, "rm{gap}{flags} {}", w(path))
+            }
+            Self::Copy { from, to, sparse } => {
+                write!(f, "cp --reflink=auto --sparse={} {} {}, fsync", sparse.word(), w(from), w(to))
+            }
+            Self::PunchHoles { path } => write!(f, "fallocate -d {}", w(path)),
+            Self::CreateSparse { path, bytes } => write!(f, "truncate -s {bytes} {}", w(path)),
+            Self::Receive { path, sparse } => {
+                write!(f, "write the stream to {} (sparse={}), fsync", w(path), sparse.word())
+            }
+            Self::Send { path } => write!(f, "cat {}", w(path)),
+            Self::Sync { path } => write!(f, "fsync {}", w(path)),
+            Self::Lock { name, wait_seconds } => write!(f, "flock -w {wait_seconds} {name}"),
+            Self::Sweep { staging } => write!(f, "remove what killed runs left in {}", w(staging)),
+            Self::Run(cmd) => write!(f, "{cmd}"),
+        }
+    }
+}
+
+impl Sparse {
+    /// The word of `cp --sparse=`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Holes => "always",
+            Self::Allocate => "never",
+        }
+    }
+}
+
+/// Serde for byte strings as text of the characters U+0000 to U+00FF: readable for ASCII, exact for everything.
+mod latin1 {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn to_text(bytes: &[u8]) -> String {
+        bytes.iter().map(|b| char::from(*b)).collect()
+    }
+
+    pub fn to_bytes(text: &str) -> Option<Vec<u8>> {
+        text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect()
+    }
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&to_text(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(d)?;
+        to_bytes(&text).ok_or_else(|| serde::de::Error::custom("a character beyond U+00FF"))
+    }
+}
+
+/// Serde for paths, which are bytes.
+pub mod path {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserializer, Serializer};
+
+    /// See [`super::latin1`].
+    pub fn serialize<S: Serializer>(path: &Path, s: S) -> Result<S::Ok, S::Error> {
+        super::latin1::serialize(path.as_os_str().as_bytes(), s)
+    }
+
+    /// See [`super::latin1`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
+        super::latin1::deserialize(d).map(|bytes| PathBuf::from(OsString::from_vec(bytes)))
+    }
+}
+
+/// Serde for lists of byte strings.
+pub mod os_strings {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// See [`super::latin1`].
+    pub fn serialize<S: Serializer>(list: &[OsString], s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(list.iter().map(|one| super::latin1::to_text(one.as_bytes())))
+    }
+
+    /// See [`super::latin1`].
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<OsString>, D::Error> {
+        let texts = Vec::<String>::deserialize(d)?;
+        let bytes = texts.iter().map(|text| super::latin1::to_bytes(text).map(OsString::from_vec));
+        bytes.collect::<Option<_>>().ok_or_else(|| serde::de::Error::custom("a character beyond U+00FF"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn scripts_survive_the_wire_with_any_bytes() {
+        let script = Script::new([
+            Op::Remove { path: Path::new(OsStr::from_bytes(b"/a\xff\n'")).to_owned(), tree: true, must_exist: false },
+            Op::Run(Cmd::new("mkfs").arg(OsStr::from_bytes(b"\xfe"))),
+        ]);
+        let json = serde_json::to_string(&script).expect("serialises");
+        assert_eq!(serde_json::from_str::<Script>(&json).expect("parses"), script);
+    }
+}
