@@ -179,10 +179,8 @@ mod tests {
 
     #[test]
     fn secrets_are_never_shown() {
-        let cmd = Cmd::new("restic")
-            .arg("backup")
-            .env("RESTIC_PASSWORD", Secret::new("canary"))
-            .stdin(Secret::new("canary"));
+        let cmd =
+            Cmd::new("restic").arg("backup").env("RESTIC_PASSWORD", Secret::new("canary")).stdin(Secret::new("canary"));
         assert!(!format!("{cmd} {cmd:?}").contains("canary"));
     }
 

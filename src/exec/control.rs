@@ -49,11 +49,7 @@ impl Cancel {
     /// When the handlers cannot be installed.
     pub fn on_signals() -> io::Result<Self> {
         let cancel = Self::new();
-        for signal in [
-            signal_hook::consts::SIGTERM,
-            signal_hook::consts::SIGINT,
-            signal_hook::consts::SIGHUP,
-        ] {
+        for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP] {
             signal_hook::flag::register(signal, Arc::clone(&cancel.0.flag))?;
             signal_hook::low_level::pipe::register(signal, cancel.0.writer.try_clone()?)?;
         }

@@ -359,7 +359,9 @@ impl fmt::Display for Op {
             Self::Stat { path, .. } => write!(f, "stat {}", w(path)),
             Self::ReadLink { path } => write!(f, "readlink {}", w(path)),
             Self::List { path } => write!(f, "ls {}", w(path)),
-            Self::Read { path, offset, len } => write!(f, "read {len} bytes at {offset} of {}", w(path)),
+            Self::Read { path, offset, len } => {
+                write!(f, "read {len} bytes at {offset} of {}", w(path))
+            }
             Self::Space { path } => write!(f, "df {}", w(path)),
             Self::TreeSize { path } => write!(f, "du -sb {}", w(path)),
             Self::Md5 { path } => write!(f, "md5sum {}", w(path)),

@@ -1,0 +1,229 @@
+//! Changes as steps: a script on a host, the sentence that explains it, and how it is undone.
+//!
+//! A driver hands steps to an [`Executor`]. [`Runner`] runs them and keeps the undo stack; [`Explainer`] writes down what
+//! would run and changes nothing. The driver cannot tell which one it talks to (rule 4 of `docs/architecture.md`).
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::control::Control;
+use super::host::Host;
+use super::interpret::{Input, Io};
+use super::op::{Op, Script, Value};
+use crate::report::{Level, Log, one_line};
+
+/// How long a roll-back may take in all.
+const ROLL_BACK_TIME: Duration = Duration::from_secs(120);
+
+/// Data that goes into a step's [`Op::Receive`].
+pub enum Feed {
+    /// Bytes from somewhere; an error from the reader fails the step.
+    Stream(Box<dyn Read + Send>),
+    /// An open file: a local host may share its blocks instead of reading them.
+    File(File),
+}
+
+impl std::fmt::Debug for Feed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stream(_) => "Stream",
+            Self::File(_) => "File",
+        })
+    }
+}
+
+/// One change.
+#[derive(Debug)]
+pub struct Step {
+    /// What is done, as a sentence for a person, without a full stop.
+    pub what: String,
+    /// What the user reads first when it fails: `Error copying /a to /b`.
+    pub failure: String,
+    /// Where it runs.
+    pub host: Arc<dyn Host>,
+    /// What runs.
+    pub script: Script,
+    /// What takes it back, after a part of it as well as after all of it; empty where there is nothing to take back.
+    pub undo: Script,
+    /// What flows into it.
+    pub feed: Option<Feed>,
+}
+
+impl Step {
+    /// A step without undo or input.
+    #[must_use]
+    pub fn new(host: &Arc<dyn Host>, what: impl Into<String>, ops: impl IntoIterator<Item = Op>) -> Self {
+        let what = what.into();
+        Self {
+            failure: format!("Cannot {}", lower_first(&what)),
+            what,
+            host: Arc::clone(host),
+            script: Script::new(ops),
+            undo: Script::default(),
+            feed: None,
+        }
+    }
+
+    /// Sets what takes it back.
+    #[must_use]
+    pub fn undo(mut self, ops: impl IntoIterator<Item = Op>) -> Self {
+        self.undo = Script::new(ops);
+        self
+    }
+
+    /// Sets what the user reads first when it fails.
+    #[must_use]
+    pub fn or_say(mut self, failure: impl Into<String>) -> Self {
+        self.failure = failure.into();
+        self
+    }
+
+    /// Sets what flows into it.
+    #[must_use]
+    pub fn feed(mut self, feed: Feed) -> Self {
+        self.feed = Some(feed);
+        self
+    }
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+}
+
+/// Does steps, or says what they would do.
+pub trait Executor {
+    /// Does one step; on failure the step itself and all before it are taken back when the executor is dropped.
+    ///
+    /// # Errors
+    /// What failed, under the step's own words.
+    fn apply(&self, step: Step) -> anyhow::Result<Vec<Value>>;
+
+    /// Whether steps really happen. For the few places where an answer exists only after a change.
+    fn is_real(&self) -> bool;
+
+    /// The work is done and its reply delivered: nothing will be taken back any more.
+    fn commit(&self);
+}
+
+/// Runs steps and keeps the undo stack.
+#[derive(Debug)]
+pub struct Runner<'a> {
+    control: Control,
+    log: &'a Log,
+    undo: RefCell<Vec<Undo>>,
+}
+
+#[derive(Debug)]
+struct Undo {
+    what: String,
+    host: Arc<dyn Host>,
+    script: Script,
+}
+
+impl<'a> Runner<'a> {
+    /// A runner that obeys `control` and tells `log` what it does.
+    #[must_use]
+    pub fn new(control: Control, log: &'a Log) -> Self {
+        Self { control, log, undo: RefCell::default() }
+    }
+}
+
+impl Executor for Runner<'_> {
+    fn apply(&self, mut step: Step) -> anyhow::Result<Vec<Value>> {
+        self.log.say(Level::Debug, &format!("{}: {}", step.host.name(), step.what));
+        self.control.check().with_context(|| step.failure.clone())?;
+        // Before it runs: a part of it may have to be taken back.
+        if !step.undo.ops.is_empty() {
+            self.undo.borrow_mut().push(Undo {
+                what: step.what.clone(),
+                host: Arc::clone(&step.host),
+                script: step.undo.clone(),
+            });
+        }
+        let input = match &mut step.feed {
+            Some(Feed::Stream(reader)) => Some(Input::Stream(reader.as_mut())),
+            Some(Feed::File(file)) => Some(Input::File(file)),
+            None => None,
+        };
+        step.host.run(&step.script, Io { input, output: None }, &self.control).with_context(|| step.failure.clone())
+    }
+
+    fn is_real(&self) -> bool {
+        true
+    }
+
+    fn commit(&self) {
+        self.undo.borrow_mut().clear();
+    }
+}
+
+impl Drop for Runner<'_> {
+    /// Takes back what is not committed, newest first. Each undo is tried, whatever became of the one before; what
+    /// cannot be taken back is named in the log.
+    fn drop(&mut self) {
+        let control = Control::only_within(ROLL_BACK_TIME);
+        for undo in self.undo.borrow_mut().drain(..).rev() {
+            let done = undo.host.run(&undo.script, Io { input: None, output: None }, &control);
+            if let Err(e) = done {
+                let left: Vec<String> = undo.script.ops.iter().map(ToString::to_string).collect();
+                let text = one_line(&anyhow::Error::new(e));
+                self.log.say(
+                    Level::Error,
+                    &format!("Cannot take back \"{}\" ({text}); do by hand: {}", undo.what, left.join("; ")),
+                );
+            }
+        }
+    }
+}
+
+/// One step as it would run.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Planned {
+    /// Host name; empty for the front-end itself.
+    pub host: String,
+    /// The sentence.
+    pub what: String,
+    /// The operations, in the words of commands.
+    pub ops: Vec<String>,
+    /// What would take it back.
+    pub undo: Vec<String>,
+}
+
+/// Writes steps down and runs none.
+#[derive(Debug, Default)]
+pub struct Explainer {
+    plan: RefCell<Vec<Planned>>,
+}
+
+impl Explainer {
+    /// The steps so far.
+    #[must_use]
+    pub fn plan(&self) -> Vec<Planned> {
+        self.plan.borrow().clone()
+    }
+}
+
+impl Executor for Explainer {
+    fn apply(&self, step: Step) -> anyhow::Result<Vec<Value>> {
+        let words = |script: &Script| script.ops.iter().map(ToString::to_string).collect();
+        self.plan.borrow_mut().push(Planned {
+            host: step.host.name().to_owned(),
+            ops: words(&step.script),
+            undo: words(&step.undo),
+            what: step.what,
+        });
+        Ok(vec![Value::Unknown; step.script.ops.len()])
+    }
+
+    fn is_real(&self) -> bool {
+        false
+    }
+
+    fn commit(&self) {}
+}

@@ -1,0 +1,185 @@
+//! How we speak to oned: replies on stdout, one plain line for a failure, prefixed lines for the log.
+//!
+//! Source: contract 01 §8. The driver process turns every stderr line without a prefix into the text that a user reads,
+//! glued together; so there is exactly one. Log lines start with `INFO:`, `WARN:`, `ERROR:` and the action's name.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::exec::control::Stopped;
+
+/// Exit status of a failed action.
+pub const FAILED: u8 = 1;
+/// Exit status of a call that was wrong in itself: payload, arguments, names.
+pub const MISUSED: u8 = 2;
+/// Exit status after a deadline, as `timeout(1)` has it.
+pub const TIMED_OUT: u8 = 124;
+/// Exit status after SIGTERM: 128 + 15.
+pub const CANCELLED: u8 = 143;
+
+/// A failure whose exit status is not [`FAILED`]: the call itself was wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Misuse(pub String);
+
+/// The exit status for an error.
+#[must_use]
+pub fn exit_status(error: &anyhow::Error) -> u8 {
+    let stopped = error.chain().find_map(|cause| cause.downcast_ref::<Stopped>());
+    match stopped {
+        Some(Stopped::Cancelled) => CANCELLED,
+        Some(Stopped::Deadline) => TIMED_OUT,
+        None if error.is::<Misuse>() => MISUSED,
+        None => FAILED,
+    }
+}
+
+/// The error and its causes as one line without control characters.
+#[must_use]
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = clean(&cause.to_string());
+        // A leaf that shows its source as well would say it twice.
+        if !text.is_empty() && !parts.last().is_some_and(|last| last.contains(&text)) {
+            parts.push(text);
+        }
+    }
+    parts.join(": ")
+}
+
+/// Control characters escaped, white space at the ends removed: what came from outside cannot forge a second line.
+#[must_use]
+pub fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.trim().chars() {
+        match c {
+            '\n' | '\r' | '\t' => out.push(' '),
+            c if c.is_control() => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// Severity of a log line, as the driver process knows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Only in the structured log.
+    Debug,
+    /// What is being done.
+    Info,
+    /// Something is odd, the action goes on.
+    Warn,
+    /// Something failed; the plain line says it to the user.
+    Error,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Debug => "DEBUG",
+            Self::Info => "INFO",
+            Self::Warn => "WARN",
+            Self::Error => "ERROR",
+        })
+    }
+}
+
+/// Writes log lines: to stderr in oned's dialect, and as JSON lines to the file that `ONESTORE_LOG` names.
+#[derive(Debug)]
+pub struct Log {
+    action: String,
+    call: String,
+    quiet: bool,
+    file: Option<Mutex<std::fs::File>>,
+}
+
+impl Log {
+    /// A log for the action `call` (`datastore/fs/cp`); `file` is the value of `ONESTORE_LOG`.
+    ///
+    /// A log file that cannot be opened is no reason to fail an action: it is said once on stderr.
+    #[must_use]
+    pub fn new(call: &str, file: Option<&std::path::Path>) -> Self {
+        let action = call.rsplit('/').next().unwrap_or(call).to_owned();
+        let mut log = Self { action, call: call.to_owned(), quiet: false, file: None };
+        if let Some(path) = file {
+            use std::os::unix::fs::OpenOptionsExt;
+            match OpenOptions::new().create(true).append(true).mode(0o600).open(path) {
+                Ok(file) => log.file = Some(Mutex::new(file)),
+                Err(e) => log.say(Level::Warn, &format!("Cannot open log file {}: {e}", path.display())),
+            }
+        }
+        log
+    }
+
+    /// A log that says nothing on stderr, for `explain`.
+    #[must_use]
+    pub fn quiet(call: &str) -> Self {
+        Self { quiet: true, ..Self::new(call, None) }
+    }
+
+    /// Writes one line.
+    pub fn say(&self, level: Level, text: &str) {
+        let text = clean(text);
+        if !self.quiet && level != Level::Debug {
+            // The pipe may be gone when oned cancelled us; that must not stop the clean-up.
+            let _ = writeln!(io::stderr(), "{level}: {}: {text}", self.action);
+        }
+        self.record(level, &text);
+    }
+
+    /// The one plain line of a failure.
+    pub fn fail(&self, error: &anyhow::Error) {
+        let line = one_line(error);
+        // A line that looks like a log line would not reach the user.
+        let shown = match line.split_once(':') {
+            Some(("ERROR" | "INFO" | "WARN" | "DEBUG", _)) => format!("Failed: {line}"),
+            _ => line,
+        };
+        let _ = writeln!(io::stderr(), "{shown}");
+        self.record(Level::Error, &shown);
+    }
+
+    /// One JSON line in the structured log.
+    fn record(&self, level: Level, text: &str) {
+        let Some(file) = &self.file else { return };
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let line = serde_json::json!({
+            "time": time.as_secs_f64(),
+            "pid": std::process::id(),
+            "level": level.to_string(),
+            "call": self.call,
+            "text": text,
+        });
+        if let Ok(mut file) = file.lock() {
+            let _ = writeln!(file, "{line}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_and_says_nothing_twice() {
+        let error = anyhow!("disk full\n$(x)\u{1b}[0m").context("Error copying /a to /b");
+        assert_eq!(one_line(&error), "Error copying /a to /b: disk full $(x)\\u{1b}[0m");
+        let doubled = anyhow!("inner").context("outer: inner");
+        assert_eq!(one_line(&doubled), "outer: inner");
+    }
+
+    #[test]
+    fn the_exit_status_tells_the_kind() {
+        assert_eq!(exit_status(&anyhow!("x")), FAILED);
+        assert_eq!(exit_status(&anyhow::Error::new(Misuse("x".into()))), MISUSED);
+        let cancelled = anyhow::Error::new(Stopped::Cancelled).context("Error copying");
+        assert_eq!(exit_status(&cancelled), CANCELLED);
+    }
+}
