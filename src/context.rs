@@ -141,6 +141,11 @@ impl<'a> Cx<'a> {
         self.executor.apply(step)
     }
 
+    /// Leaves a step for when the reply is delivered; see [`Executor::after`].
+    pub fn after(&self, step: Step) {
+        self.executor.after(step);
+    }
+
     /// Whether changes really happen; see [`Executor::is_real`].
     #[must_use]
     pub fn is_real(&self) -> bool {

@@ -104,11 +104,18 @@ pub trait Executor {
     /// What failed, under the step's own words.
     fn apply(&self, step: Step) -> anyhow::Result<Vec<Value>>;
 
+    /// Leaves a step for [`Executor::commit`].
+    fn after(&self, step: Step);
+
     /// Whether steps really happen. For the few places where an answer exists only after a change.
     fn is_real(&self) -> bool;
 
-    /// The work is done and its reply delivered: nothing will be taken back any more.
-    fn commit(&self);
+    /// The reply is delivered: does the steps left for this moment. Then nothing will be taken back any more.
+    ///
+    /// # Errors
+    /// One of these steps failed; then the whole action has failed and everything is taken back. A staging name that
+    /// stayed would take the image away later ([`super::staging`]).
+    fn commit(&self) -> anyhow::Result<()>;
 }
 
 /// Runs steps and keeps the undo stack.
@@ -117,6 +124,7 @@ pub struct Runner<'a> {
     control: Control,
     log: &'a Log,
     undo: RefCell<Vec<Undo>>,
+    after: RefCell<Vec<Step>>,
 }
 
 #[derive(Debug)]
@@ -130,7 +138,7 @@ impl<'a> Runner<'a> {
     /// A runner that obeys `control` and tells `log` what it does.
     #[must_use]
     pub fn new(control: Control, log: &'a Log) -> Self {
-        Self { control, log, undo: RefCell::default() }
+        Self { control, log, undo: RefCell::default(), after: RefCell::default() }
     }
 }
 
@@ -154,12 +162,21 @@ impl Executor for Runner<'_> {
         step.host.run(&step.script, Io { input, output: None }, &self.control).with_context(|| step.failure.clone())
     }
 
+    fn after(&self, step: Step) {
+        self.after.borrow_mut().push(step);
+    }
+
     fn is_real(&self) -> bool {
         true
     }
 
-    fn commit(&self) {
+    fn commit(&self) -> anyhow::Result<()> {
+        let steps: Vec<Step> = self.after.borrow_mut().drain(..).collect();
+        for step in steps {
+            self.apply(step)?;
+        }
         self.undo.borrow_mut().clear();
+        Ok(())
     }
 }
 
@@ -199,6 +216,7 @@ pub struct Planned {
 #[derive(Debug, Default)]
 pub struct Explainer {
     plan: RefCell<Vec<Planned>>,
+    after: RefCell<Vec<Step>>,
 }
 
 impl Explainer {
@@ -221,9 +239,16 @@ impl Executor for Explainer {
         Ok(vec![Value::Unknown; step.script.ops.len()])
     }
 
+    fn after(&self, step: Step) {
+        self.after.borrow_mut().push(step);
+    }
+
     fn is_real(&self) -> bool {
         false
     }
 
-    fn commit(&self) {}
+    fn commit(&self) -> anyhow::Result<()> {
+        let steps: Vec<Step> = self.after.borrow_mut().drain(..).collect();
+        steps.into_iter().try_for_each(|step| self.apply(step).map(drop))
+    }
 }

@@ -1,0 +1,152 @@
+//! `clone`: copies an image, of this datastore or another, into a new image.
+//!
+//! Source: contract 02 §2.2. Where source and target are handled by one machine the copy stays on it (and shares blocks
+//! where the file system can); else the data streams through the front-end, without a temporary file.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::layers::{Layer, Layers};
+use super::nfs;
+use super::place::{NewImage, Place, bridges_on};
+use super::register::{conversion, sparse_of};
+use super::snapshot::staged_limit;
+use crate::context::Cx;
+use crate::driver::{Reply, Request};
+use crate::exec::host::Host;
+use crate::exec::op::{Op, Sparse};
+use crate::exec::relay;
+use crate::exec::step::{Feed, Step};
+use crate::location::ImageFiles;
+use crate::report::Misuse;
+use crate::tool::qemu_img::{self, Zeroes};
+
+/// See the module.
+pub fn clone(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
+    // What is read.
+    let image = &request.data.image;
+    let datastore = &request.data.datastore;
+    let text = image.path.required().map_err(|e| Misuse(e.to_string()))?;
+    let place = Place::open(cx, datastore, request.id)?;
+    let source = Source::find(cx, request, &place, Path::new(text))?;
+    let new = place.new_image(cx, request.id);
+    let failure = match &source.bridge {
+        Some(from) if Some(from) != place.bridge.as_ref() => format!("Error copying {text} from {from} to {}", place.show(&new.path)),
+        _ => format!("Error copying {text} to {}{}", new.path.display(), place.in_host()),
+    };
+    let layer = source.current_layer(cx).with_context(|| failure.clone())?;
+
+    // What is decided.
+    let wanted = datastore.template.driver.trimmed();
+    let target = conversion(wanted, &layer.format);
+    let flatten = layer.backing.is_some();
+
+    // What is done.
+    cx.info(format!("Copying image {} to the image repository", place_text(&source, text)));
+    nfs::mount(cx, &place, datastore)?;
+    if flatten || (target.is_some() && source.is_on(&place)) {
+        if !source.is_on(&place) {
+            bail!("{failure}: its state is in a chain of snapshots on another machine, flatten it first (oneimage snapshot-flatten)");
+        }
+        let format = target.unwrap_or(&layer.format);
+        convert(cx, &place, &layer, &new, format, &failure)?;
+    } else {
+        let sparse = sparse_of(datastore);
+        let raw = if target.is_some() { place.staging("clone") } else { new.staging.clone() };
+        copy(cx, &place, &source, &layer.path, &raw, sparse, &failure)?;
+        if let Some(format) = target {
+            let from = Layer { path: raw.clone(), ..layer.clone() };
+            convert(cx, &place, &from, &new, format, &failure)?;
+            let ops = [Op::Remove { path: raw, tree: false, must_exist: false }];
+            cx.apply(Step::new(&place.host, "Drop the copy in the old format", ops))?;
+        }
+    }
+    place.publish(cx, &new, &failure)?;
+    Ok(Reply::Cloned { source: new.source, format: wanted.map(str::to_owned) })
+}
+
+fn place_text(source: &Source, path: &str) -> String {
+    source.bridge.as_ref().map_or_else(|| path.to_owned(), |bridge| format!("{bridge}:{path}"))
+}
+
+/// The image that is copied and the machine that has it.
+struct Source {
+    host: Arc<dyn Host>,
+    bridge: Option<String>,
+    path: PathBuf,
+}
+
+impl Source {
+    /// A source datastore with bridges is asked through one of them; one without is looked for on the target's machine
+    /// first, which upstream takes for granted, and then on the front-end.
+    fn find(cx: &Cx<'_>, request: &Request, place: &Place, path: &Path) -> Result<Self> {
+        let path = crate::invocation::normalize(path);
+        if !path.is_absolute() {
+            bail!(Misuse(format!("Bad IMAGE/PATH {}: it has to be an absolute path", path.display())));
+        }
+        let bridges: Vec<&str> = request.data.source_bridge_list.words().collect();
+        if !bridges.is_empty() {
+            let on = bridges_on(cx, &bridges)?;
+            let turn = usize::try_from(request.id).unwrap_or_default() % on.len().max(1);
+            let name = on.get(turn).copied().unwrap_or_default();
+            return Ok(Self { host: cx.host(name)?, bridge: Some(name.to_owned()), path });
+        }
+        let there = cx.ask(&place.host, Op::Stat { path: path.clone(), follow: true })?;
+        if place.bridge.is_some() && there.stat().is_none() {
+            return Ok(Self { host: cx.here(), bridge: None, path });
+        }
+        Ok(Self { host: Arc::clone(&place.host), bridge: place.bridge.clone(), path })
+    }
+
+    fn is_on(&self, place: &Place) -> bool {
+        self.bridge == place.bridge
+    }
+
+    /// The file that holds the image's current state. It may stand on other files of the image, on nothing else.
+    fn current_layer(&self, cx: &Cx<'_>) -> Result<Layer> {
+        let base = self.path.parent().unwrap_or(Path::new("/"));
+        let files = ImageFiles::new(base, &self.path)?;
+        let layers = Layers::read(cx, &self.host, &files)?;
+        Ok(layers.active().clone())
+    }
+}
+
+/// Copies a file into the staging file `to`.
+fn copy(
+    cx: &Cx<'_>,
+    place: &Place,
+    source: &Source,
+    from: &Path,
+    to: &Path,
+    sparse: Sparse,
+    failure: &str,
+) -> Result<()> {
+    if source.is_on(place) {
+        let mut ops = place.prepare();
+        ops.push(Op::Copy { from: from.to_owned(), to: to.to_owned(), sparse });
+        let what = format!("Copy {}, sharing its blocks where the file system can", from.display());
+        cx.apply(place.staging_step(what, to, ops).or_say(failure))?;
+        return Ok(());
+    }
+    let reader = if cx.is_real() {
+        relay::read(&source.host, from, &cx.control).with_context(|| failure.to_owned())?
+    } else {
+        Box::new(std::io::empty())
+    };
+    let from = source.bridge.as_deref().unwrap_or("the front-end");
+    let what = format!("Stream the image from {from} through the front-end");
+    cx.apply(place.receive(what, to, sparse, Feed::Stream(reader)).or_say(failure))?;
+    Ok(())
+}
+
+/// Converts a layer, with what it stands on, into the new image.
+fn convert(cx: &Cx<'_>, place: &Place, from: &Layer, new: &NewImage, format: &str, failure: &str) -> Result<()> {
+    let largest = from.virtual_size.map(staged_limit);
+    let mut ops = place.prepare();
+    ops.push(Op::Run(qemu_img::convert((&from.path, &from.format), (&new.staging, format), Zeroes::Holes, largest)));
+    let what = format!("Convert {} from {} to {format}", from.path.display(), from.format);
+    cx.apply(place.staging_step(what, &new.staging, ops).or_say(failure))?;
+    Ok(())
+}

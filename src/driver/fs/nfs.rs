@@ -1,0 +1,86 @@
+//! Datastores that are mounted on demand: `NFS_AUTO_ENABLE`, `NFS_AUTO_HOST`, `NFS_AUTO_PATH`, `NFS_AUTO_OPTS`.
+//!
+//! Source: contract 02 §9, the temporary set-up of `cp`, `clone`, `mkfs` and `rm`. Mounts of datastores that no longer
+//! ask for it are taken off first; when oned cannot tell which these are, none is. A mount that fails is a failure:
+//! going on would fill the file system below the mount point.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::place::Place;
+use crate::context::Cx;
+use crate::exec::op::Op;
+use crate::exec::step::Step;
+use crate::payload::Datastore;
+use crate::report::Misuse;
+use crate::tool::mount;
+
+/// Marks a datastore that we mounted.
+const MARKER: &str = ".automounted";
+
+/// Mounts the datastore if it asks for it and is not mounted.
+///
+/// # Errors
+/// Host or path are missing; the mount fails.
+pub fn mount(cx: &Cx<'_>, place: &Place, datastore: &Datastore) -> Result<()> {
+    let template = &datastore.template;
+    if !template.nfs_auto_enable.is_yes_any_case() {
+        return Ok(());
+    }
+    let need = |text: &crate::payload::Text| text.required().map(str::to_owned).map_err(|e| Misuse(e.to_string()));
+    let source = format!("{}:{}", need(&template.nfs_auto_host)?, need(&template.nfs_auto_path)?);
+    unmount_unwanted(cx, place)?;
+    let found = cx.ask(&place.host, Op::Run(mount::find(&source, &place.base)))?;
+    if !found.text().is_empty() {
+        return Ok(());
+    }
+    let marker = place.base.join(MARKER);
+    let options = template.nfs_auto_opts.trimmed();
+    let step = Step::new(
+        &place.host,
+        format!("Mount {source} on {}", place.base.display()),
+        [
+            Op::MakeDir { path: place.base.clone() },
+            Op::Run(mount::mount(&source, options, &place.base)),
+            Op::Write { path: marker, content: crate::exec::cmd::Secret::new(""), mode: 0o644 },
+        ],
+    );
+    cx.apply(step.or_say(format!("Error setting up NFS mount of {source}{}", place.in_host())))?;
+    Ok(())
+}
+
+/// Takes off NFS mounts below the datastores' folder that carry our mark and whose datastore no longer asks for one.
+fn unmount_unwanted(cx: &Cx<'_>, place: &Place) -> Result<()> {
+    let pool = match cx.oned().datastore_pool() {
+        Ok(pool) => pool,
+        Err(e) => {
+            cx.warn(format!("Cannot tell which NFS mounts are still wanted, all stay: {e}"));
+            return Ok(());
+        }
+    };
+    let wanted: HashSet<String> = pool
+        .datastores()
+        .filter(|d| d.template.nfs_auto_enable.is_yes_any_case())
+        .filter_map(|d| d.id.trimmed().map(str::to_owned))
+        .collect();
+    let Some(folder) = place.base.parent() else { return Ok(()) };
+    let mounts = cx.ask(&place.host, Op::Run(mount::list_nfs())).context("Cannot list NFS mounts")?.text();
+    for target in mounts.lines().map(Path::new).filter(|t| t.parent() == Some(folder)) {
+        let id = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if id.parse::<u32>().is_err() || wanted.contains(&id) || target == place.base {
+            continue;
+        }
+        let marked = cx.ask(&place.host, Op::Stat { path: target.join(MARKER), follow: false })?;
+        if marked.stat().is_none() {
+            continue;
+        }
+        let ops = [Op::Run(mount::umount(target)), Op::RemoveDirIfEmpty { path: target.to_owned() }];
+        let what = format!("Unmount {}, whose datastore no longer asks for it", target.display());
+        if let Err(e) = cx.apply(Step::new(&place.host, what, ops)) {
+            cx.warn(format!("{e:#}"));
+        }
+    }
+    Ok(())
+}

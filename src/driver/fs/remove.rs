@@ -1,0 +1,44 @@
+//! `rm`: removes an image with its snapshots and its digest.
+//!
+//! Source: contract 02 §2.5. SOURCE has to be a file directly in the datastore, on the front-end and on bridges alike.
+//! The image itself goes last: killed anywhere before, the next `rm` still finds it.
+
+use anyhow::{Result, bail};
+
+use super::nfs;
+use super::place::Place;
+use crate::context::Cx;
+use crate::driver::{Reply, Request};
+use crate::exec::op::Op;
+use crate::exec::step::Step;
+use crate::report::Misuse;
+
+/// See the module.
+pub fn rm(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
+    // What is read.
+    let image = &request.data.image;
+    let source = image.source.required().map_err(|e| Misuse(e.to_string()))?;
+    let place = Place::open(cx, &request.data.datastore, request.id)?;
+    let files = place.image(source)?;
+    nfs::mount(cx, &place, &request.data.datastore)?;
+
+    // What is decided.
+    let failure = format!("Error deleting {source}{}", place.in_host());
+    let there = cx.ask(&place.host, Op::Stat { path: files.image.clone(), follow: false })?;
+    if cx.is_real() && there.stat().is_none() {
+        bail!("{failure}: it does not exist");
+    }
+
+    // What is done.
+    cx.info(format!("Removing {source} from the image repository"));
+    let remove = |path, must_exist| Op::Remove { path, tree: true, must_exist };
+    cx.apply(
+        Step::new(
+            &place.host,
+            format!("Remove the image {}, its snapshots and digest; this cannot be undone", files.image.display()),
+            [remove(files.snapshots(), false), remove(files.md5sum(), false), remove(files.image, true)],
+        )
+        .or_say(failure),
+    )?;
+    Ok(Reply::Nothing)
+}

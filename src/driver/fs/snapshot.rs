@@ -1,0 +1,163 @@
+//! `snap_delete`, `snap_revert`, `snap_flatten`: snapshots of an image that no VM uses.
+//!
+//! Source: contract 02 §2.7. Upstream asks whether the transfer manager is called `qcow2`; we look at the layers
+//! ([`super::layers`]), so `shared`, `local` and mixed mode are served as well. Every change is one that can be killed
+//! and done again.
+
+use anyhow::{Context as _, Result, bail};
+
+use super::layers::{Layer, Layers};
+use super::place::Place;
+use crate::context::Cx;
+use crate::driver::{Reply, Request};
+use crate::exec::op::{Op, Sparse};
+use crate::exec::step::Step;
+use crate::report::Misuse;
+use crate::tool::qemu_img::{self, Zeroes};
+
+/// What the three actions share: the snapshot, its image, and where they are.
+struct Target {
+    place: Place,
+    id: u32,
+    source: String,
+}
+
+impl Target {
+    fn read(cx: &Cx<'_>, request: &Request) -> Result<Self> {
+        let misuse = |e: crate::payload::FieldError| Misuse(e.to_string());
+        let image = &request.data.image;
+        let id: i64 = image.target_snapshot.parse().map_err(misuse)?.unwrap_or(-1);
+        let id = u32::try_from(id).map_err(|_| Misuse(format!("IMAGE/TARGET_SNAPSHOT is no snapshot: {id}")))?;
+        let source = image.source.required().map_err(misuse)?.to_owned();
+        let place = Place::open(cx, &request.data.datastore, request.id)?;
+        cx.lock(&format!("onestore-image-{}", source.replace('/', "-")))?;
+        Ok(Self { place, id, source })
+    }
+
+    fn layers(&self, cx: &Cx<'_>) -> Result<Layers> {
+        Layers::read(cx, &self.place.host, &self.place.image(&self.source)?)
+    }
+
+    fn name(&self) -> String {
+        format!("{}.snap/{}", self.source, self.id)
+    }
+
+    fn staging(&self) -> std::path::PathBuf {
+        let name = self.source.rsplit('/').next().unwrap_or_default();
+        self.place.staging(&format!("{name}.{}", self.id))
+    }
+}
+
+fn remove(path: std::path::PathBuf) -> Op {
+    Op::Remove { path, tree: false, must_exist: false }
+}
+
+/// Deletes a snapshot. Layers that stand on it are put on what it stands on; their content stays what it is.
+pub fn delete(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
+    let target = Target::read(cx, request)?;
+    let failure = format!("Error deleting snapshot {}{}", target.name(), target.place.in_host());
+    let layers = target.layers(cx).with_context(|| failure.clone())?;
+    let data = layers.data(target.id).with_context(|| failure.clone())?;
+    if layers.is_chain() && data.path == layers.active().path {
+        bail!("{failure}: it holds the current state of the image");
+    }
+    let place = if target.place.bridge.is_some() { "remote" } else { "local" };
+    cx.info(format!("Delete {place} snapshot {}", target.name()));
+    for above in layers.above(data)? {
+        let (what, rebase) = put_on_what_is_below(&layers, data, above)?;
+        cx.apply(Step::new(&target.place.host, what, [Op::Run(rebase)]).or_say(&failure))?;
+    }
+    let mut ops = vec![Op::Remove { path: data.path.clone(), tree: false, must_exist: true }];
+    ops.extend(layers.moved_marker(target.id).map(remove));
+    ops.push(remove(layers.files.md5sum()));
+    let what = format!("Remove {}; this cannot be undone", data.path.display());
+    cx.apply(Step::new(&target.place.host, what, ops).or_say(&failure))?;
+    Ok(Reply::Nothing)
+}
+
+/// The command that takes `data` out from under `above`.
+fn put_on_what_is_below(layers: &Layers, data: &Layer, above: &Layer) -> Result<(String, crate::exec::cmd::Cmd)> {
+    let (below, keep_content) = match (&data.link, &data.backing) {
+        // A link: the file behind it has the same content, only the name changes.
+        (Some(_), _) => (Some(layers.behind(data)), false),
+        (None, Some(_)) => (layers.below(data)?, true),
+        (None, None) => (None, true),
+    };
+    let name = below.map(|below| above.name_for(&below.path));
+    let format = below.map_or("raw", |below| below.format.as_str());
+    let what = match &name {
+        Some(name) => format!("Put {} on {}, its content stays", above.path.display(), name.display()),
+        None => format!("Make {} stand alone, its content stays", above.path.display()),
+    };
+    Ok((what, qemu_img::rebase(&above.path, name.as_deref(), format, keep_content)))
+}
+
+/// Sets the image back: a chain gets a new empty active layer on the snapshot, a full copy is copied back.
+pub fn revert(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
+    let target = Target::read(cx, request)?;
+    let failure = format!("Error reverting snapshot to {}{}", target.source, target.place.in_host());
+    let layers = target.layers(cx).with_context(|| failure.clone())?;
+    let data = layers.data(target.id).with_context(|| failure.clone())?;
+    let (place, staging) = (&target.place, target.staging());
+    let digest = vec![remove(layers.files.md5sum())];
+    let mut ops = place.prepare();
+    if !layers.is_chain() {
+        ops.push(Op::Copy { from: data.path.clone(), to: staging.clone(), sparse: Sparse::Holes });
+        let what = format!("Copy snapshot {}", data.path.display());
+        let copying = format!("Error copying snapshot {}", target.name());
+        cx.apply(place.staging_step(what, &staging, ops).or_say(copying))?;
+        place.replace(cx, &staging, &layers.files.image, digest, &format!("Error moving to {}", target.source))?;
+        return Ok(Reply::Nothing);
+    }
+    let active = layers.active();
+    if active.path == data.path || active.path == layers.behind(data).path {
+        bail!("{failure}: no layer was written since that snapshot, there is nothing to set back");
+    }
+    if let Some(above) = layers.above(active)?.first() {
+        bail!("{failure}: {} stands on the active layer", above.path.display());
+    }
+    let Some(bytes) = layers.behind(data).virtual_size else { bail!("{failure}: the size of the snapshot is unknown") };
+    let backing = active.name_for(&data.path);
+    ops.push(Op::Run(qemu_img::create_overlay(&staging, &backing, &layers.behind(data).format, bytes)));
+    let what = format!("Make a new empty layer on {}", data.path.display());
+    cx.apply(place.staging_step(what, &staging, ops).or_say(&failure))?;
+    place.replace(cx, &staging, &active.path, digest, &failure)?;
+    Ok(Reply::Nothing)
+}
+
+/// Makes a snapshot the image and drops all snapshots. The snapshots go last, so that it can be done again.
+pub fn flatten(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
+    let target = Target::read(cx, request)?;
+    let failure = format!("Error flattening {}{}", target.name(), target.place.in_host());
+    let layers = target.layers(cx).with_context(|| failure.clone())?;
+    let data = layers.behind(layers.data(target.id).with_context(|| failure.clone())?);
+    let (place, staging) = (&target.place, target.staging());
+    let then = vec![
+        Op::Remove { path: layers.files.snapshots(), tree: true, must_exist: false },
+        remove(layers.files.md5sum()),
+    ];
+    if data.path == layers.files.image {
+        // Snapshot 0 of a shared chain is the image itself.
+        let what = format!("Drop the snapshots of {}; this cannot be undone", target.source);
+        cx.apply(Step::new(&place.host, what, then).or_say(&failure))?;
+        return Ok(Reply::Nothing);
+    }
+    let mut ops = place.prepare();
+    let step = if data.backing.is_some() {
+        let largest = data.virtual_size.map(staged_limit);
+        ops.push(Op::Run(qemu_img::convert((&data.path, "qcow2"), (&staging, "qcow2"), Zeroes::Holes, largest)));
+        place.staging_step(format!("Merge the chain of {} into one file", data.path.display()), &staging, ops)
+    } else {
+        // A second name instead of a move: killed before the end, the snapshot is still there for the next try.
+        ops.push(Op::HardLink { from: data.path.clone(), to: staging.clone() });
+        place.staging_step(format!("Give {} a second name", data.path.display()), &staging, ops)
+    };
+    cx.apply(step.or_say(&failure))?;
+    place.replace(cx, &staging, &layers.files.image, then, &format!("Error moving to {}", target.source))?;
+    Ok(Reply::Nothing)
+}
+
+/// Most bytes that a qcow2 of this virtual size may take: data, 2 % of tables, and what an empty one needs.
+pub fn staged_limit(virtual_size: u64) -> u64 {
+    virtual_size.saturating_add(virtual_size / 50).saturating_add(64 << 20)
+}

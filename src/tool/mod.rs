@@ -1,0 +1,5 @@
+//! One file per external program: commands as data, and parsers of what they print. Nothing here runs anything.
+
+pub mod mkfs;
+pub mod mount;
+pub mod qemu_img;
