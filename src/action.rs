@@ -101,12 +101,7 @@ impl Action {
 }
 
 /// Shorthand for a row of [`ACTIONS`].
-const fn ds(
-    name: &'static str,
-    args: &'static [&'static str],
-    reply: &'static str,
-    what: &'static str,
-) -> Action {
+const fn ds(name: &'static str, args: &'static [&'static str], reply: &'static str, what: &'static str) -> Action {
     Action { kind: Kind::Datastore, name, alias: None, args, stdin: Stdin::ActionData, reply, what }
 }
 

@@ -29,7 +29,8 @@ pub fn page() -> String {
     for driver in DRIVERS {
         for mad in driver.mads {
             let state = if driver.complete { "complete" } else { "partial" };
-            let _ = writeln!(out, "| `{}/{mad}` | {} | {state} | {} |", driver.kind, driver.entries.len(), driver.about);
+            let _ =
+                writeln!(out, "| `{}/{mad}` | {} | {state} | {} |", driver.kind, driver.entries.len(), driver.about);
         }
     }
     let _ = writeln!(out, "\n{count} of upstream's {} entries are served.", all.len());

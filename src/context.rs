@@ -3,16 +3,17 @@
 //! `cx.query` asks a host something and changes nothing; `cx.apply` changes something. Both are the only ways out of a
 //! driver.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
-use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::exec::control::Control;
 use crate::exec::host::{Host, ScriptError};
 use crate::exec::interpret::Io;
+use crate::exec::lock::{LockDir, NamedLock};
 use crate::exec::op::{Op, Script, Value};
 use crate::exec::step::{Executor, Step};
 use crate::location::Layout;
@@ -48,7 +49,11 @@ pub struct Cx<'a> {
     connect: &'a dyn Fn() -> Box<dyn Oned>,
     oned: OnceCell<Box<dyn Oned>>,
     name: &'a dyn Fn(u32) -> String,
+    locks: RefCell<Vec<NamedLock>>,
 }
+
+/// How long an action waits for another one on the same object.
+const LOCK_WAIT: Duration = Duration::from_secs(600);
 
 /// The parts that [`Cx`] is made of.
 pub struct Parts<'a> {
@@ -85,6 +90,7 @@ impl<'a> Cx<'a> {
             connect: parts.connect,
             oned: OnceCell::new(),
             name: parts.name,
+            locks: RefCell::default(),
         }
     }
 
@@ -141,6 +147,18 @@ impl<'a> Cx<'a> {
         self.executor.apply(step)
     }
 
+    /// Takes a named lock of this machine until the action ends; in `explain` takes none.
+    ///
+    /// # Errors
+    /// Another action held it for ten minutes, or the lock file cannot be made.
+    pub fn lock(&self, name: &str) -> Result<()> {
+        if self.is_real() {
+            let lock = LockDir::from_env().take(name, LOCK_WAIT, &self.control)?;
+            self.locks.borrow_mut().push(lock);
+        }
+        Ok(())
+    }
+
     /// Leaves a step for when the reply is delivered; see [`Executor::after`].
     pub fn after(&self, step: Step) {
         self.executor.after(step);
@@ -166,13 +184,5 @@ impl<'a> Cx<'a> {
     /// Says in the log that something is odd.
     pub fn warn(&self, text: impl AsRef<str>) {
         self.log.say(Level::Warn, text.as_ref());
-    }
-
-    /// A program of this machine that answers something, run in process.
-    ///
-    /// # Errors
-    /// What the program said, under `what`.
-    pub fn ask_program(&self, host: &Arc<dyn Host>, cmd: crate::exec::cmd::Cmd, what: &str) -> Result<Value> {
-        self.ask(host, Op::Run(cmd)).with_context(|| what.to_owned())
     }
 }

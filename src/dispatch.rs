@@ -117,7 +117,13 @@ impl<'a> Job<'a> {
             .ok_or_else(|| Misuse(format!("Unknown {} driver {:?}: there are {}", call.kind, call.mad, known())))?;
         let unknown = || {
             let names: Vec<_> = driver.entries.iter().map(|e| e.name).collect();
-            Misuse(format!("Unknown action {:?} of {}/{}: there are {}", call.action, call.kind, call.mad, names.join(" ")))
+            Misuse(format!(
+                "Unknown action {:?} of {}/{}: there are {}",
+                call.action,
+                call.kind,
+                call.mad,
+                names.join(" ")
+            ))
         };
         let action = call.spec().ok_or_else(unknown)?;
         let entry = driver.entry(action.name, call.system.as_deref()).ok_or_else(unknown)?;
@@ -181,7 +187,8 @@ impl<'a> Job<'a> {
         if io::stdin().is_terminal() {
             return Err(Misuse(format!("{} reads {} on standard input", self.call, self.action.stdin.word())).into());
         }
-        let data = payload::read_action_data(io::stdin().lock()).map_err(|e| Misuse(chain_text(&e)))?;
+        let document = payload::read(io::stdin().lock(), payload::DEFAULT_LIMIT);
+        let data = document.and_then(|xml| payload::parse(&xml)).map_err(|e| Misuse(chain_text(&e)))?;
         Ok(Request { id, data })
     }
 }

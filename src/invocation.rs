@@ -65,10 +65,8 @@ impl Invocation {
     }
 
     fn new(kind: Kind, mad: &str, action: &str, args: Vec<OsString>) -> Result<Self, BadCall> {
-        let is_name = |name: &str| {
-            !name.is_empty()
-                && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c))
-        };
+        let is_name =
+            |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
         let (action, system) = match action.split_once('.') {
             Some((action, system)) => (action, Some(system)),
             None => (action, None),
@@ -167,13 +165,7 @@ mod tests {
     #[test]
     fn words_are_checked() {
         assert!(Invocation::from_words("ds", "fs", "cp", vec![]).is_ok());
-        assert_eq!(
-            Invocation::from_words("vm", "fs", "cp", vec![]),
-            Err(BadCall::Kind("vm".into()))
-        );
-        assert_eq!(
-            Invocation::from_words("tm", "../fs", "cp", vec![]),
-            Err(BadCall::Name("../fs".into()))
-        );
+        assert_eq!(Invocation::from_words("vm", "fs", "cp", vec![]), Err(BadCall::Kind("vm".into())));
+        assert_eq!(Invocation::from_words("tm", "../fs", "cp", vec![]), Err(BadCall::Name("../fs".into())));
     }
 }

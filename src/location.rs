@@ -130,7 +130,18 @@ mod tests {
     fn an_image_lies_directly_in_its_datastore() {
         let ok = |source: &str| ImageFiles::new(Path::new("/ds//1/"), Path::new(source)).is_ok();
         assert!(ok("/ds/1/abc") && ok("/ds//1//abc"));
-        for bad in ["/ds/1", "/ds/1/", "/ds/1/a/b", "/ds/1/../2/abc", "/ds/1/x/../abc", "/ds/1/.onestore", "/etc/passwd", "abc", "", "/"] {
+        for bad in [
+            "/ds/1",
+            "/ds/1/",
+            "/ds/1/a/b",
+            "/ds/1/../2/abc",
+            "/ds/1/x/../abc",
+            "/ds/1/.onestore",
+            "/etc/passwd",
+            "abc",
+            "",
+            "/",
+        ] {
             assert!(!ok(bad), "{bad}");
         }
         assert!(ImageFiles::new(Path::new("/"), Path::new("/etc")).is_err());

@@ -217,12 +217,8 @@ mod tests {
 
     #[test]
     fn replies_look_as_oned_expects() {
-        let reply = Reply::Exported {
-            source: "/a]]>b".into(),
-            md5: "0".into(),
-            size_mib: "1".into(),
-            format: "raw".into(),
-        };
+        let reply =
+            Reply::Exported { source: "/a]]>b".into(), md5: "0".into(), size_mib: "1".into(), format: "raw".into() };
         assert!(reply.to_string().contains("<![CDATA[/a]]]]><![CDATA[>b]]>"));
         let reply = Reply::Cloned { source: "/a".into(), format: None };
         assert_eq!(reply.to_string(), "/a\n");

@@ -90,9 +90,7 @@ impl OpError {
         let kind = match error.kind {
             ProcessErrorKind::Missing(_) => OpErrorKind::MissingProgram,
             ProcessErrorKind::Stopped(stopped) => OpErrorKind::Stopped(stopped),
-            ProcessErrorKind::Status(status) => {
-                OpErrorKind::Program { status: Some(status), stderr: error.stderr }
-            }
+            ProcessErrorKind::Status(status) => OpErrorKind::Program { status: Some(status), stderr: error.stderr },
             ProcessErrorKind::Signal(_) => OpErrorKind::Program { status: None, stderr: error.stderr },
             _ => OpErrorKind::Other,
         };

@@ -316,11 +316,7 @@ fn run(cmd: &Cmd, programs: &Programs, dropped: bool) -> String {
     }
     let argv: Vec<String> = programs.argv(cmd).iter().map(|word| quote(word)).collect();
     let statuses: String = cmd.also_ok.iter().fold(String::from("0"), |list, status| format!("{list} {status}"));
-    let take = if dropped {
-        "os_r >/dev/null 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; s=$?"
-    } else {
-        "os_cap os_r"
-    };
+    let take = if dropped { "os_r >/dev/null 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; s=$?" } else { "os_cap os_r" };
     format!("os_r() {{ {line}{}; }}\n{take}\nos_ok {statuses}", argv.join(" "))
 }
 

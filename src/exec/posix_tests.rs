@@ -60,7 +60,8 @@ proptest! {
 
 #[test]
 fn awkward_words_are_quoted() {
-    for word in [&b""[..], b"-n", b"'", b"\n\n", b"\xff\n", b"\x81\x88\n\x82", b"$(x)`x`\\", b"!", b"\xc3\xa9t\xc3\xa9"] {
+    for word in [&b""[..], b"-n", b"'", b"\n\n", b"\xff\n", b"\x81\x88\n\x82", b"$(x)`x`\\", b"!", b"\xc3\xa9t\xc3\xa9"]
+    {
         let text = format!("printf %s {}", quote(OsStr::from_bytes(word)));
         for shell in SHELLS {
             let spawn = Spawn::of(&Cmd::new(shell).arg("-c").arg(&text), &Programs::default()).expect("shell");

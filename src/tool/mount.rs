@@ -7,7 +7,10 @@ use crate::exec::cmd::Cmd;
 /// Asks whether `source` is mounted at `path`: exit status 0 if so, 1 if not; both are answers.
 #[must_use]
 pub fn find(source: &str, path: &Path) -> Cmd {
-    Cmd::new("findmnt").args(["--noheadings", "--output", "SOURCE", "--source", source, "--mountpoint"]).arg(path).also_ok(1)
+    Cmd::new("findmnt")
+        .args(["--noheadings", "--output", "SOURCE", "--source", source, "--mountpoint"])
+        .arg(path)
+        .also_ok(1)
 }
 
 /// Lists the NFS mounts of a machine, one mount point a line.

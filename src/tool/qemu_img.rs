@@ -96,9 +96,6 @@ mod tests {
         assert_eq!(convert.to_string(), "qemu-img convert -q -f raw -O qcow2 -S 0 /a /b");
         let overlay = create_overlay(Path::new("/s/2"), Path::new("/s/1"), "qcow2", 512);
         assert_eq!(overlay.to_string(), "qemu-img create -q -u -f qcow2 -F qcow2 -b /s/1 /s/2 512");
-        assert_eq!(
-            rebase(Path::new("/s/2"), None, "", true).to_string(),
-            "qemu-img rebase -q -f qcow2 -b '' /s/2"
-        );
+        assert_eq!(rebase(Path::new("/s/2"), None, "", true).to_string(), "qemu-img rebase -q -f qcow2 -b '' /s/2");
     }
 }

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use super::layers::{Layer, Layers};
 use super::nfs;
 use super::place::{NewImage, Place, bridges_on};
+use super::register::misuse;
 use super::register::{conversion, sparse_of};
 use super::snapshot::staged_limit;
 use crate::context::Cx;
@@ -26,14 +27,16 @@ use crate::tool::qemu_img::{self, Zeroes};
 /// See the module.
 pub fn clone(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     // What is read.
-    let image = &request.data.image;
+    let image = request.data.required_image().map_err(misuse)?;
     let datastore = &request.data.datastore;
-    let text = image.path.required().map_err(|e| Misuse(e.to_string()))?;
+    let text = image.path.required().map_err(misuse)?;
     let place = Place::open(cx, datastore, request.id)?;
     let source = Source::find(cx, request, &place, Path::new(text))?;
     let new = place.new_image(cx, request.id);
     let failure = match &source.bridge {
-        Some(from) if Some(from) != place.bridge.as_ref() => format!("Error copying {text} from {from} to {}", place.show(&new.path)),
+        Some(from) if Some(from) != place.bridge.as_ref() => {
+            format!("Error copying {text} from {from} to {}", place.show(&new.path))
+        }
         _ => format!("Error copying {text} to {}{}", new.path.display(), place.in_host()),
     };
     let layer = source.current_layer(cx).with_context(|| failure.clone())?;
@@ -48,7 +51,9 @@ pub fn clone(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     nfs::mount(cx, &place, datastore)?;
     if flatten || (target.is_some() && source.is_on(&place)) {
         if !source.is_on(&place) {
-            bail!("{failure}: its state is in a chain of snapshots on another machine, flatten it first (oneimage snapshot-flatten)");
+            bail!(
+                "{failure}: its state is in a chain of snapshots on another machine, flatten it first (oneimage snapshot-flatten)"
+            );
         }
         let format = target.unwrap_or(&layer.format);
         convert(cx, &place, &layer, &new, format, &failure)?;

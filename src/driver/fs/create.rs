@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use super::nfs;
 use super::place::Place;
+use super::register::misuse;
 use crate::context::Cx;
 use crate::driver::{Reply, Request};
 use crate::exec::op::Op;
@@ -19,7 +20,7 @@ const MOST_MIB: u64 = (1 << 43) - 1;
 /// See the module.
 pub fn mkfs(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     // What is read.
-    let image = &request.data.image;
+    let image = request.data.required_image().map_err(misuse)?;
     let format = image.format.or("raw");
     let place = Place::open(cx, &request.data.datastore, request.id)?;
     let new = place.new_image(cx, request.id);
@@ -28,7 +29,7 @@ pub fn mkfs(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         return Ok(Reply::Created { source: new.source });
     }
     let fs = image.fs.trimmed();
-    let size = image.size.parse::<u64>().map_err(|e| Misuse(e.to_string()))?;
+    let size = image.size.get().map_err(misuse)?;
 
     // What is decided.
     let failure = format!("Unable to create image with format {format} in {}", place.show(&new.path));

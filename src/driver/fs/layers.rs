@@ -130,7 +130,11 @@ impl Layers {
             let mut at = layer.clone();
             while let Some(below) = self.below(&at)? {
                 if seen.contains(&below.path) {
-                    bail!("The layers of {} back each other in a circle at {}", self.files.image.display(), below.path.display());
+                    bail!(
+                        "The layers of {} back each other in a circle at {}",
+                        self.files.image.display(),
+                        below.path.display()
+                    );
                 }
                 seen.push(below.path.clone());
                 at = below.clone();
@@ -223,7 +227,9 @@ impl Layer {
     /// How a layer beside this one is named in a backing name, in the manner of the name that stands there now.
     pub fn name_for(&self, target: &Path) -> PathBuf {
         match (&self.backing, target.file_name()) {
-            (Some(old), Some(name)) if old.is_relative() && target.parent() == self.path.parent() => old.with_file_name(name),
+            (Some(old), Some(name)) if old.is_relative() && target.parent() == self.path.parent() => {
+                old.with_file_name(name)
+            }
             _ => target.to_owned(),
         }
     }
@@ -286,7 +292,9 @@ mod tests {
         assert_eq!(ok("abc.snap/1"), Some("/ds/1/abc.snap/1".into()));
         assert_eq!(ok("/ds/1/abc.snap/abc.snap/0"), Some("/ds/1/abc.snap/0".into()));
         assert_eq!(ok("../abc"), Some("/ds/1/abc".into()));
-        for bad in ["/etc/passwd", "../../2/x", "/ds/1/other", "x/y", "/ds/1/abc.snap", "json:{}/../../../x", "nbd:unix:/x"] {
+        for bad in
+            ["/etc/passwd", "../../2/x", "/ds/1/other", "x/y", "/ds/1/abc.snap", "json:{}/../../../x", "nbd:unix:/x"]
+        {
             assert_eq!(ok(bad), None, "{bad}");
         }
     }
@@ -301,7 +309,8 @@ mod tests {
             backing: backing.map(PathBuf::from),
         };
         let image = make(link.map_or_else(|| files.image.clone(), PathBuf::from), None, None);
-        let snapshots = of.iter().map(|(id, link, backing)| (*id, make(files.snapshot(*id), *link, *backing))).collect();
+        let snapshots =
+            of.iter().map(|(id, link, backing)| (*id, make(files.snapshot(*id), *link, *backing))).collect();
         Layers { files, image, snapshots, moved: BTreeMap::new() }
     }
 

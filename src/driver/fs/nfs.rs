@@ -61,9 +61,10 @@ fn unmount_unwanted(cx: &Cx<'_>, place: &Place) -> Result<()> {
         }
     };
     let wanted: HashSet<String> = pool
-        .datastores()
+        .datastores
+        .iter()
         .filter(|d| d.template.nfs_auto_enable.is_yes_any_case())
-        .filter_map(|d| d.id.trimmed().map(str::to_owned))
+        .filter_map(|d| d.id.text().trimmed().map(str::to_owned))
         .collect();
     let Some(folder) = place.base.parent() else { return Ok(()) };
     let mounts = cx.ask(&place.host, Op::Run(mount::list_nfs())).context("Cannot list NFS mounts")?.text();

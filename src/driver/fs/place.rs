@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::register::misuse;
 use crate::context::Cx;
 use crate::exec::host::{ErrorKind, Host};
 use crate::exec::op::{Op, Value};
@@ -37,7 +38,7 @@ impl Place {
     /// # Errors
     /// No usable `BASE_PATH`; all bridges off or out of reach.
     pub fn open(cx: &Cx<'_>, datastore: &Datastore, id: u32) -> Result<Self> {
-        let text = datastore.base_path.required().map_err(|e| Misuse(e.to_string()))?.to_owned();
+        let text = datastore.base_path.required().map_err(misuse)?.to_owned();
         let base = normalize(Path::new(&text));
         if !base.is_absolute() || base.parent().is_none() {
             bail!(Misuse(format!("Bad BASE_PATH {text:?}: it has to be an absolute path below /")));
@@ -148,10 +149,8 @@ impl Place {
     /// # Errors
     /// What the step says.
     pub fn replace(&self, cx: &Cx<'_>, staging: &Path, path: &Path, then: Vec<Op>, failure: &str) -> Result<()> {
-        let mut ops = vec![
-            Op::Sync { path: staging.to_owned() },
-            Op::Rename { from: staging.to_owned(), to: path.to_owned() },
-        ];
+        let mut ops =
+            vec![Op::Sync { path: staging.to_owned() }, Op::Rename { from: staging.to_owned(), to: path.to_owned() }];
         ops.extend(then);
         ops.push(Op::RemoveDirIfEmpty { path: staging::dir(&self.base) });
         cx.apply(Step::new(&self.host, format!("Put it in the place of {}", path.display()), ops).or_say(failure))?;
@@ -193,8 +192,8 @@ pub fn bridges_on<'b>(cx: &Cx<'_>, bridges: &[&'b str]) -> Result<Vec<&'b str>> 
             return Ok(bridges.to_vec());
         }
     };
-    let off = |name: &str| pool.hosts().any(|host| host.name.trimmed() == Some(name) && host.is_off());
-    let on: Vec<&str> = bridges.iter().copied().filter(|name| !off(name)).collect();
+    let usable = |name: &str| pool.hosts.iter().find(|h| h.name.trimmed() == Some(name)).is_none_or(|h| h.is_usable());
+    let on: Vec<&str> = bridges.iter().copied().filter(|name| usable(name)).collect();
     if on.is_empty() {
         bail!("All hosts from 'BRIDGE_LIST' are offline, error or disabled");
     }

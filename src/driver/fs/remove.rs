@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 
 use super::nfs;
 use super::place::Place;
+use super::register::misuse;
 use crate::context::Cx;
 use crate::driver::{Reply, Request};
 use crate::exec::op::Op;
@@ -16,8 +17,8 @@ use crate::report::Misuse;
 /// See the module.
 pub fn rm(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     // What is read.
-    let image = &request.data.image;
-    let source = image.source.required().map_err(|e| Misuse(e.to_string()))?;
+    let image = request.data.required_image().map_err(misuse)?;
+    let source = image.source.required().map_err(misuse)?;
     let place = Place::open(cx, &request.data.datastore, request.id)?;
     let files = place.image(source)?;
     nfs::mount(cx, &place, &request.data.datastore)?;

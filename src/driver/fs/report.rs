@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::layers::Layers;
 use super::place::Place;
+use super::register::misuse;
 use crate::context::Cx;
 use crate::driver::{Reply, Request};
 use crate::exec::op::{Op, Space, Value};
@@ -41,8 +42,8 @@ pub fn monitor(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
 ///
 /// An image whose current state lies in a chain is refused: its file alone holds old data.
 pub fn export(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
-    let image = &request.data.image;
-    let source = image.source.required().map_err(|e| Misuse(e.to_string()))?;
+    let image = request.data.required_image().map_err(misuse)?;
+    let source = image.source.required().map_err(misuse)?;
     let place = Place::open(cx, &request.data.datastore, request.id)?;
     let files = place.image(source)?;
     let failure = format!("Error exporting {source}{}", place.in_host());
@@ -57,7 +58,7 @@ pub fn export(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
             None => source.to_owned(),
         },
         md5,
-        size_mib: image.size.or("").to_owned(),
+        size_mib: image.size.text().or("").to_owned(),
         format: layers.image.format.clone(),
     })
 }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::layers::{Layer, Layers};
 use super::place::Place;
+use super::register::misuse;
 use crate::context::Cx;
 use crate::driver::{Reply, Request};
 use crate::exec::op::{Op, Sparse};
@@ -24,9 +25,8 @@ struct Target {
 
 impl Target {
     fn read(cx: &Cx<'_>, request: &Request) -> Result<Self> {
-        let misuse = |e: crate::payload::FieldError| Misuse(e.to_string());
-        let image = &request.data.image;
-        let id: i64 = image.target_snapshot.parse().map_err(misuse)?.unwrap_or(-1);
+        let image = request.data.required_image().map_err(misuse)?;
+        let id: i64 = image.target_snapshot.get().map_err(misuse)?.unwrap_or(-1);
         let id = u32::try_from(id).map_err(|_| Misuse(format!("IMAGE/TARGET_SNAPSHOT is no snapshot: {id}")))?;
         let source = image.source.required().map_err(misuse)?.to_owned();
         let place = Place::open(cx, &request.data.datastore, request.id)?;

@@ -1,0 +1,196 @@
+//! `cp` and `stat`: the door through which users' bytes come in.
+//!
+//! Source: contract 02 §2.1, §2.4; 03. The bytes pass once: source, digests, decoder, inspector, sparse writer. Nothing
+//! opens them before the inspector has judged their header, and the image gets its name when everything has been checked.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::nfs;
+use super::place::{NewImage, Place};
+use super::snapshot::staged_limit;
+use crate::context::Cx;
+use crate::driver::{Reply, Request};
+use crate::exec::op::{Op, Sparse};
+use crate::exec::step::{Feed, Step};
+use crate::image::{self, Inspection, Verdict};
+use crate::payload::{Datastore, DatastoreType, FieldError, Image, ImageType};
+use crate::report::Misuse;
+use crate::tool::qemu_img::{self, Zeroes};
+use crate::transfer::import::{self, Incoming};
+use crate::transfer::{digest, size, source};
+
+/// Registers an image from a path or URL.
+pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
+    // What is read.
+    let datastore = &request.data.datastore;
+    let image = request.data.required_image().map_err(misuse)?;
+    let location = image.path.required().map_err(misuse)?;
+    let place = Place::open(cx, datastore, request.id)?;
+    let new = place.new_image(cx, request.id);
+    let shown = import::without_password(location);
+    let failure = format!("Error copying {shown} to {}", place.show(&new.path));
+    let opaque = is_opaque(datastore, true)?;
+    let verb = if import::is_remote(location) { "Downloading image" } else { "Copying local image" };
+    cx.info(format!("{verb} {shown} to the image repository"));
+    let options = options(cx, datastore, image, opaque)?;
+    let incoming = import::open(location, &options, &cx.control).with_context(|| failure.clone())?;
+    let seen = image::inspect_head(&incoming.head, incoming.decoded_len);
+    judge(&seen, &incoming, opaque).with_context(|| format!("{failure}: refused"))?;
+
+    // What is decided.
+    let keep = datastore.template.convert.trimmed().is_some_and(|c| !c.eq_ignore_ascii_case("yes"))
+        || image.image_type.get().map_err(misuse)? == Some(ImageType::Cdrom)
+        || datastore.datastore_type.get().map_err(misuse)? == Some(DatastoreType::File);
+    let target = if keep { None } else { conversion(datastore.template.driver.trimmed(), seen.data_format()) };
+    let sparse = sparse_of(datastore);
+
+    // What is done.
+    nfs::mount(cx, &place, datastore)?;
+    let first = if target.is_some() { place.staging("import") } else { new.staging.clone() };
+    receive(cx, &place, datastore, incoming, &Landing { path: &first, sparse, shown: &shown, failure: &failure })?;
+    if let Some(format) = target {
+        convert(cx, &place, &seen, &first, &new, (format, sparse))?;
+    }
+    place.publish(cx, &new, &failure)?;
+    let format = target.unwrap_or_else(|| seen.data_format()).to_owned();
+    Ok(Reply::Registered { source: new.source, format })
+}
+
+/// Tells the size in MiB that an image from a path or URL would have for a guest, rounded up.
+pub fn stat(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
+    let datastore = &request.data.datastore;
+    let image = request.data.required_image().map_err(misuse)?;
+    let location = image.path.required().map_err(misuse)?;
+    let options = options(cx, datastore, image, is_opaque(datastore, false)?)?;
+    let failure = || format!("Cannot determine size for {}", import::without_password(location));
+    let bytes = size::of(location, &options, &cx.control).with_context(failure)?;
+    if bytes == 0 {
+        bail!("{}: it is empty", failure());
+    }
+    Ok(Reply::Size { mib: bytes.div_ceil(1 << 20) })
+}
+
+/// An error of the payload is a call that was wrong in itself.
+pub fn misuse(error: FieldError) -> Misuse {
+    Misuse(error.to_string())
+}
+
+/// Whether the bytes are stored as they are. A files datastore does so unless told otherwise, but only for `cp`.
+fn is_opaque(datastore: &Datastore, registering: bool) -> Result<bool> {
+    let files = datastore.datastore_type.get().map_err(misuse)? == Some(DatastoreType::File);
+    Ok(match datastore.template.no_decompress.trimmed() {
+        Some(text) => text.eq_ignore_ascii_case("yes"),
+        None => files && registering,
+    })
+}
+
+/// What the datastore and the image ask of the import.
+fn options(cx: &Cx<'_>, datastore: &Datastore, image: &Image, opaque: bool) -> Result<import::Options> {
+    let template = &datastore.template;
+    let dirs = |text: &crate::payload::Text| text.words().map(PathBuf::from).collect::<Vec<_>>();
+    let mut restricted = cx.layout.restricted();
+    restricted.extend(dirs(&template.restricted_dirs));
+    let mut digests = Vec::new();
+    let wanted = [
+        (digest::Algorithm::Md5, &image.template.md5),
+        (digest::Algorithm::Sha1, &image.template.sha1),
+        (digest::Algorithm::Sha256, &image.template.sha256),
+        (digest::Algorithm::Sha512, &image.template.sha512),
+    ];
+    for (algorithm, text) in wanted {
+        if let Some(hex) = text.trimmed() {
+            digests.push(digest::Expected::new(algorithm, hex).map_err(misuse)?);
+        }
+    }
+    let limit = template.limit_transfer_bw.trimmed();
+    let no_tls = template.other.get("TLS_VERIFY").is_some_and(|v| v.trim().eq_ignore_ascii_case("no"));
+    Ok(import::Options {
+        paths: source::PathPolicy { safe: dirs(&template.safe_dirs), restricted },
+        digests,
+        rate: limit.map(crate::transfer::rate::Rate::parse).transpose().map_err(misuse)?,
+        opaque,
+        tls_verify: cx.settings.tls_verify() && !no_tls,
+        downloader: Some(cx.layout.remotes.join("datastore/downloader.sh")),
+        ..import::Options::default()
+    })
+}
+
+/// Refuses what no datastore should hold: an image that refers to other files, or an archive in place of an image.
+fn judge(seen: &Inspection, incoming: &Incoming, opaque: bool) -> Result<()> {
+    if incoming.head.is_empty() {
+        bail!("It is empty");
+    }
+    if let Verdict::Unsafe(reasons) = &seen.verdict {
+        bail!("Unsafe {} image: {}", seen.format, reasons.join("; "));
+    }
+    if !opaque && let Some(archive) = import::archive(&incoming.head) {
+        bail!("It is a {archive} archive, not a disk image; unpack it, or set NO_DECOMPRESS=yes to store it as it is");
+    }
+    Ok(())
+}
+
+/// The format to convert to, if the datastore wants another one that we write. An encrypted image stays as it is.
+pub fn conversion<'f>(wanted: Option<&'f str>, format: &str) -> Option<&'f str> {
+    wanted.filter(|w| matches!(*w, "qcow2" | "raw") && *w != format && format != "luks")
+}
+
+/// What the datastore wants done with zeroes.
+pub fn sparse_of(datastore: &Datastore) -> Sparse {
+    if datastore.template.sparse.is_no_any_case() { Sparse::Allocate } else { Sparse::Holes }
+}
+
+/// Where the stream lands.
+struct Landing<'a> {
+    path: &'a Path,
+    sparse: Sparse,
+    shown: &'a str,
+    failure: &'a str,
+}
+
+/// Takes the stream into a staging file. With a bridge and a `STAGING_DIR` it lands there first.
+fn receive(cx: &Cx<'_>, place: &Place, datastore: &Datastore, incoming: Incoming, to: &Landing<'_>) -> Result<()> {
+    let what = format!("Write {} to a staging file: {}", to.shown, incoming.describe());
+    let feed = match incoming.plain_file {
+        Some(file) => Feed::File(file),
+        None => Feed::Stream(incoming.stream),
+    };
+    let staging_dir = datastore.template.staging_dir.trimmed().filter(|_| place.bridge.is_some());
+    let Some(staging_dir) = staging_dir else {
+        cx.apply(place.receive(what, to.path, to.sparse, feed).or_say(to.failure))?;
+        return Ok(());
+    };
+    let name = to.path.file_name().unwrap_or_default();
+    let landing = Path::new(staging_dir).join(name);
+    let dumping = format!("Error dumping {} to {}", to.shown, place.show(&landing));
+    let ops =
+        [Op::MakeDir { path: PathBuf::from(staging_dir) }, Op::Receive { path: landing.clone(), sparse: to.sparse }];
+    let undo = [Op::Remove { path: landing.clone(), tree: false, must_exist: false }];
+    cx.apply(Step::new(&place.host, what, ops).undo(undo).or_say(dumping).feed(feed))?;
+    let mut ops = place.prepare();
+    ops.push(Op::Move { from: landing, to: to.path.to_owned() });
+    cx.apply(place.staging_step("Move it into the datastore", to.path, ops).or_say(to.failure))?;
+    Ok(())
+}
+
+/// Converts the judged file into the new image and drops it.
+fn convert(
+    cx: &Cx<'_>,
+    place: &Place,
+    seen: &Inspection,
+    from: &Path,
+    new: &NewImage,
+    (format, sparse): (&str, Sparse),
+) -> Result<()> {
+    let zeroes = if sparse == Sparse::Holes { Zeroes::Holes } else { Zeroes::Allocate };
+    let largest = seen.virtual_size.map(staged_limit);
+    let ops = [
+        Op::Run(qemu_img::convert((from, seen.data_format()), (&new.staging, format), zeroes, largest)),
+        Op::Remove { path: from.to_owned(), tree: false, must_exist: true },
+    ];
+    let what = format!("Convert it from {} to {format}", seen.format);
+    let failure = format!("Error converting {}{}", new.path.display(), place.in_host());
+    cx.apply(place.staging_step(what, &new.staging, ops).or_say(failure))?;
+    Ok(())
+}
