@@ -30,7 +30,7 @@ impl Target {
         let id = u32::try_from(id).map_err(|_| Misuse(format!("IMAGE/TARGET_SNAPSHOT is no snapshot: {id}")))?;
         let source = image.source.required().map_err(misuse)?.to_owned();
         let place = Place::open(cx, &request.data.datastore, request.id)?;
-        cx.lock(&format!("onestore-image-{}", source.replace('/', "-")))?;
+        cx.lock(&format!("onestore-image-{}", request.id))?;
         Ok(Self { place, id, source })
     }
 
