@@ -46,7 +46,7 @@ fn fs_clone() -> Outcome {
     let image = data.required_image()?;
     assert_eq!(image.name.required()?, "ssh_os_clone");
     assert!(image.path.required()?.starts_with("/var/lib/one//datastores/100/"));
-    assert_eq!(data.datastore.images.ids.len(), 13);
+    assert_eq!(data.datastore.images.numbers()?, [0, 1, 2, 3, 4, 19, 20, 21, 22, 27, 28, 37, 38]);
     assert_eq!(data.source_bridge_list.get(), None);
     Ok(())
 }
@@ -125,7 +125,7 @@ fn restic_restore_and_flatten() -> Outcome {
     assert_eq!((data.template.name.get(), data.template.username.get()), (Some("rr"), Some("oneadmin")));
     assert_eq!(data.template.increment_id.get()?, None);
     assert_eq!(data.required_image()?.image_type.required()?, ImageType::Backup);
-    assert_eq!(data.required_image()?.vms.ids.iter().map(|id| id.required()).collect::<Result<Vec<_>, _>>()?, [8]);
+    assert_eq!(data.required_image()?.vms.numbers()?, [8]);
 
     let data = action("restic/increment_flatten.b64")?;
     assert_eq!(data.extra_data.keep_last.required()?, 2);
