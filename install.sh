@@ -371,7 +371,7 @@ retire() {
 # ---- uninstall ----------------------------------------------------------------------------------------------------
 
 uninstall() {
-    local entry family path left=0
+    local entry family path left=0 left_here
     local -a entries gone=() families=()
     [[ $DRY_RUN == yes ]] || lock
     load_manifest
@@ -397,6 +397,7 @@ uninstall() {
     fi
 
     for family in "${FAMILIES[@]}"; do
+        left_here=$left
         mapfile -t entries < <(recorded "$family/*[!/]")
         for entry in "${entries[@]}"; do
             describe "$R/$entry"
@@ -417,7 +418,7 @@ uninstall() {
         if [[ ${RECORD[$family/]} == none* && -d $R/$family ]]; then
             rmdir -- "$R/$family" 2>/dev/null || say "leave   $family: other files stand in it"
         fi
-        if [[ $left -eq 0 ]]; then restore_time "$family/"; fi
+        if [[ $left -eq "$left_here" ]]; then restore_time "$family/"; fi
     done
     if [[ $DRY_RUN == yes ]]; then
         say 'dry run: nothing was changed'
@@ -428,9 +429,11 @@ uninstall() {
     for family in "${FAMILIES[@]}"; do
         if [[ -z $(recorded "$family/*[!/]") ]]; then unset "RECORD[$family/]"; fi
     done
-    if [[ -z $(recorded_entries) ]]; then
+    if ! any_ours; then
         remove_binary
         for path in datastore/ tm/ ./; do restore_time "$path"; done
+    fi
+    if [[ -z $(recorded_entries) ]]; then
         # The manifest goes last: until then the next run knows what to do.
         remove_state
         say "done: onestore is no longer in $R"
@@ -446,6 +449,15 @@ uninstall() {
         fail "$left entries were left as somebody else made them: --uninstall --force puts the originals of $KEPT back, or remove $STATE to keep them as they are"
     fi
     say "next: 'onehost sync --force' brings the change to the hosts"
+}
+
+# Does a recorded entry still need the binary?
+any_ours() {
+    local entry
+    while IFS= read -r entry; do
+        if is_ours "$R/$entry"; then return 0; fi
+    done < <(recorded_entries)
+    return 1
 }
 
 remove_binary() {

@@ -438,7 +438,7 @@ hook_count=0
 hook() {
     case $BASH_COMMAND in
     mv\ * | cp\ * | ln\ * | rm\ * | mkdir\ * | rmdir\ * | touch\ * | chmod\ * | chown\ * | sync\ * | printf*new\") ;;
-    *) return ;;
+    *) return 0 ;;
     esac
     hook_count=$((hook_count + 1))
     for hook_entry in $HOOK_ENTRIES; do
@@ -456,7 +456,7 @@ EOF
             point=$((point + 1))
             if [[ $jobs -ge $(nproc) ]]; then wait -n; else jobs=$((jobs + 1)); fi
             (kill_at "$verb" "$point" || printf '%s at %s\n' "$verb" "$point") >"$TMP/killed.$point" 2>&1 &
-            if [[ $point -gt 400 ]]; then break; fi
+            if [[ $point -gt 200 ]]; then break; fi
         done
         wait
         jobs=0
@@ -478,15 +478,17 @@ kill_at() { # VERB POINT: prints what is wrong
     upgrade) run --binary "$TMP/killed-1"; set -- --binary "$TMP/killed-2" ;;
     uninstall) run --binary "$TMP/killed-1"; set -- --uninstall ;;
     esac
-    BASH_ENV=$TMP/hook HOOK_DIE_AT=$point HOOK_ROOT=$R HOOK_REPORT=$TMP/killed-$verb-$point/report \
-        HOOK_ENTRIES='datastore/fs/cp datastore/fs/rm datastore/fs/stat tm/qcow2/clone' \
-        "$HERE/install.sh" --one-location "$ONE" "$@" >/dev/null 2>&1
-    status=$?
+    {
+        BASH_ENV=$TMP/hook HOOK_DIE_AT=$point HOOK_ROOT=$R HOOK_REPORT=$TMP/killed-$verb-$point/report \
+            HOOK_ENTRIES='datastore/fs/cp datastore/fs/rm datastore/fs/stat tm/qcow2/clone' \
+            "$HERE/install.sh" --one-location "$ONE" "$@" >"$TMP/killed-$verb-$point/out" 2>&1
+        status=$?
+    } 2>/dev/null # Bash's own word that it was killed.
     if [[ -e $TMP/killed-$verb-$point/report ]]; then cat -- "$TMP/killed-$verb-$point/report"; fi
     if [[ $status -eq 0 ]]; then
         [[ -e $TMP/killed.end ]] || printf '%s' "$((point - 1))" >"$TMP/killed.end"
     elif [[ $status -ne 137 ]]; then
-        echo "status $status"
+        echo "status $status: $(<"$TMP/killed-$verb-$point/out")"
     fi
     run "$@"
     [[ $RC -eq 0 ]] || echo "second run: $RC: $OUT"
