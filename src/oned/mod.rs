@@ -109,7 +109,7 @@ fn parsed<T: payload::Document>(oned: &(impl Oned + ?Sized), object: Object) -> 
 }
 
 /// What decides who is asked: the environment, and limits that tests shorten.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct OnedEnv {
     /// `ONESTORE_ONED`.
     pub choice: Option<OsString>,
@@ -127,6 +127,19 @@ pub struct OnedEnv {
     pub total_timeout: Duration,
     /// Most bytes of an answer.
     pub answer_limit: usize,
+}
+
+/// A URL in it may carry a password, which is left out.
+impl fmt::Debug for OnedEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let choice = self.choice.as_ref().map(|choice| xmlrpc::without_user(&choice.to_string_lossy()));
+        f.debug_struct("OnedEnv")
+            .field("choice", &choice)
+            .field("endpoint", &self.endpoint.as_deref().map(xmlrpc::without_user))
+            .field("auth", &self.auth)
+            .field("home", &self.home)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for OnedEnv {

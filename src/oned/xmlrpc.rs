@@ -169,7 +169,7 @@ fn censor(cause: Cause, session: &Secret) -> Cause {
 }
 
 /// The URL without user, password, query and fragment.
-fn without_user(url: &str) -> String {
+pub(super) fn without_user(url: &str) -> String {
     let url = url.split(['?', '#']).next().unwrap_or_default();
     match url.split_once("://") {
         Some((scheme, rest)) => {

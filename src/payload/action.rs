@@ -26,8 +26,6 @@ record! {
         template: RestoreTemplate = "TEMPLATE",
         /// The marketplace that the image comes from.
         marketplace: Option<Box<Marketplace>> = "MARKETPLACE",
-        /// The app that the image comes from.
-        app: Option<Box<MarketplaceApp>> = "MARKETPLACEAPP",
         .. other
     }
 }
@@ -92,33 +90,6 @@ record! {
         /// URL of that service.
         endpoint: Text = "ENDPOINT",
         .. other
-    }
-}
-
-record! {
-    /// A marketplace app.
-    pub struct MarketplaceApp = "MARKETPLACEAPP" {
-        /// Its id.
-        id: First<u32> = "ID",
-        /// Its name.
-        name: Text = "NAME",
-        /// Where its data is.
-        source: Text = "SOURCE",
-        /// MD5 of its data in hexadecimal.
-        md5: Text = "MD5",
-        /// Format of its data.
-        format: Text = "FORMAT",
-        /// Size in MiB.
-        size: First<u64> = "SIZE",
-        /// Its attributes.
-        template: AppTemplate = "TEMPLATE",
-    }
-}
-
-record! {
-    /// Attributes of an app.
-    pub struct AppTemplate = "MARKETPLACEAPP/TEMPLATE" {
-        .. attributes
     }
 }
 

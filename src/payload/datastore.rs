@@ -1,8 +1,8 @@
 //! `DATASTORE`: a datastore with the attributes that drivers read (contract 01 §6.1, 02, 04–07).
 
-use super::field::Value;
+use super::field::{Field, Value};
 use super::parser::Document;
-use super::{All, First, SecretText, Text, record};
+use super::{All, FieldError, First, Parser, PayloadError, Record, SecretText, Text, record};
 
 /// What a datastore holds (`DATASTORE/TYPE`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +31,36 @@ impl Value for DatastoreType {
     }
 }
 
-record! {
-    /// A list of ids.
-    pub struct Ids = "IDS" {
-        /// Each of them.
-        ids: All<First<u32>> = "ID",
+/// A list of ids (`<ID>` elements). Errors name the list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ids {
+    /// Each of them.
+    pub ids: All<First<u32>>,
+}
+
+impl Ids {
+    /// The ids as numbers, in the order of the document.
+    ///
+    /// # Errors
+    /// [`FieldError::Unparsable`] when one is no number; empty ones are left out.
+    pub fn numbers(&self) -> Result<Vec<u32>, FieldError> {
+        self.ids.iter().filter_map(|id| id.get().transpose()).collect()
+    }
+}
+
+impl Record for Ids {
+    fn child(&mut self, name: &str, parser: &mut Parser<'_>) -> Result<(), PayloadError> {
+        if name == "ID" { self.ids.take(parser, "ID") } else { parser.skip("a list of ids") }
+    }
+}
+
+impl Field for Ids {
+    fn absent(path: &'static str) -> Self {
+        Self { ids: All::absent(path) }
+    }
+
+    fn take(&mut self, parser: &mut Parser<'_>, element: &'static str) -> Result<(), PayloadError> {
+        parser.children(self, element)
     }
 }
 

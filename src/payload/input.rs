@@ -17,6 +17,18 @@ pub const DEFAULT_LIMIT: usize = 64 << 20;
 /// Bytes taken from the reader at a time.
 const CHUNK: usize = 64 << 10;
 
+/// Which bytes are digits of Base64.
+const ALPHABET: [bool; 256] = {
+    let mut table = [false; 256];
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut n = 0;
+    while n < digits.len() {
+        table[digits[n] as usize] = true;
+        n += 1;
+    }
+    table
+};
+
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// Missing padding is tolerated: some tools leave it out, and what is cut off is found by the XML parser.
@@ -117,16 +129,19 @@ struct Decoder {
 
 impl Decoder {
     fn take(&mut self, bytes: &[u8], at: usize, limit: usize) -> Result<(), PayloadError> {
-        for (offset, &byte) in bytes.iter().enumerate() {
-            let wrong = PayloadError::NotBase64 { at: at + offset, byte };
+        let mut offset = 0;
+        while let Some(&byte) = bytes.get(offset) {
+            let run = bytes[offset..].iter().take_while(|byte| ALPHABET[usize::from(**byte)]).count();
+            let position = at + offset;
             match byte {
+                _ if run > 0 && self.padding == 0 => self.pending.extend_from_slice(&bytes[offset..offset + run]),
                 b'\n' | b'\r' | b' ' | b'\t' | 0x0b | 0x0c => {}
                 // A byte order mark in front is tolerated as in front of XML.
-                byte if at + offset < BOM.len() && BOM[at + offset] == byte => {}
+                byte if BOM.get(position) == Some(&byte) => {}
                 b'=' if self.padding < 2 => self.padding += 1,
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' if self.padding == 0 => self.pending.push(byte),
-                _ => return Err(wrong),
+                byte => return Err(PayloadError::NotBase64 { at: position, byte }),
             }
+            offset += run.max(1);
         }
         let whole = self.pending.len() / 4 * 4;
         self.decode(whole, at + bytes.len(), limit)

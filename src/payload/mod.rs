@@ -36,7 +36,7 @@ mod record;
 mod tests;
 mod vm;
 
-pub use action::{ActionData, AppTemplate, ExtraData, MarketTemplate, Marketplace, MarketplaceApp, RestoreTemplate};
+pub use action::{ActionData, ExtraData, MarketTemplate, Marketplace, RestoreTemplate};
 pub use datastore::{Datastore, DatastorePool, DatastoreTemplate, DatastoreType, Ids};
 pub use error::{FieldError, PayloadError};
 pub use field::{All, Attributes, First, SecretText, Text};

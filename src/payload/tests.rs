@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 
 use super::*;
+use crate::exec::cmd::Secret;
 
 fn image(xml: &str) -> Image {
     parse::<Image>(&format!("<IMAGE>{xml}</IMAGE>")).expect("parses")
@@ -54,6 +55,15 @@ fn an_odd_number_is_an_error_only_where_it_is_asked_for() {
 }
 
 #[test]
+fn an_odd_id_names_its_list() {
+    let it =
+        image("<VMS><ID>1</ID><ID/><X>5</X><ID>two</ID></VMS><BACKUP_DISK_IDS><ID>0</ID><ID>3</ID></BACKUP_DISK_IDS>");
+    assert_eq!(it.backup_disk_ids.numbers(), Ok(vec![0, 3]));
+    let says = it.vms.numbers().unwrap_err().to_string();
+    assert_eq!(says, "IMAGE/VMS is \"two\", not a whole number from 0 to 4294967295");
+}
+
+#[test]
 fn yes_has_two_rules() {
     for (text, exact, any_case) in [
         ("yes", true, true),
@@ -89,8 +99,8 @@ fn secrets_and_unknown_attributes_are_not_shown() {
                </TEMPLATE></DATASTORE>";
     let it: Datastore = parse(xml).expect("parses");
     let template = &it.template;
-    assert_eq!(template.restic_password.get().map(|s| s.reveal()), Some("canary"));
-    assert_eq!(template.other.secret("NETAPP_PASS").as_ref().map(|s| s.reveal()), Some("canary"));
+    assert_eq!(template.restic_password.get().map(Secret::reveal), Some("canary"));
+    assert_eq!(template.other.secret("NETAPP_PASS").as_ref().map(Secret::reveal), Some("canary"));
     assert_eq!(template.other.get("LN_TARGET_SSH"), Some("SYSTEM"));
     assert_eq!(template.other.value::<i64>("RSYNC_NICE"), Ok(Some(19)));
     let error = template.other.value::<i64>("RSYNC_IONICE").unwrap_err();
@@ -185,8 +195,13 @@ fn says(bytes: &[u8]) -> String {
 fn base64_and_plain_are_told_apart() {
     for xml in [XML, &format!("{XML} "), &format!("{XML}  ")] {
         let line = STANDARD.encode(xml);
-        let wrapped: String =
-            line.as_bytes().chunks(60).map(|c| format!("{}\r\n", std::str::from_utf8(c).expect("ASCII"))).collect();
+        let mut wrapped = String::new();
+        for (n, c) in line.char_indices() {
+            wrapped.push(c);
+            if n % 60 == 59 {
+                wrapped += "\r\n";
+            }
+        }
         for sent in [
             line.clone(),
             format!("{line}\n"),

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# scripts/packages.sh SET…: installs what is missing on this machine for
+#
+#   build   a C compiler and what the vendored C libraries need to compile
+#   musl    the C compiler wrapper for static musl binaries
+#   run     the programs that the drivers start
+#   test    what the tests need beyond that: file systems, an ssh server, loop devices
+#
+# What is there already is not asked for: with everything in place no package manager is called and no network is used.
+# Packages come through apt-get (as root, or by sudo without a password). Elsewhere it says what is missing, and fails.
+# `--missing SET…` only prints what is missing, one package a line.
+set -euo pipefail
+export LC_ALL=C PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+
+POLICY=/usr/sbin/policy-rc.d
+
+# need TEST PACKAGE: one package (Debian's name), and the shell test that tells that it is there.
+MISSING=()
+need() { if ! eval "$1" >/dev/null 2>&1; then MISSING+=("$2"); fi; }
+has() { command -v -- "$1" >/dev/null; }
+
+collect() {
+    case $1 in
+    build)
+        need 'has gcc' gcc
+        need 'has make' make
+        need 'test -e /usr/include/stdio.h' libc6-dev
+        # OpenSSL's Configure: Debian's always present perl-base lacks these modules.
+        need 'perl -MIPC::Cmd -MFindBin -MFile::Compare -MTime::Piece -e 1' perl
+        ;;
+    musl)
+        need 'has musl-gcc' musl-tools
+        ;;
+    run)
+        need 'has qemu-img' qemu-utils
+        need 'has ssh' openssh-client
+        ;;
+    test)
+        need 'has sshd' openssh-server
+        need 'has mkfs.xfs' xfsprogs
+        need 'has mkfs.btrfs' btrfs-progs
+        need 'has mkfs.ext4' e2fsprogs
+        need 'has losetup && has mount' mount
+        need 'has flock && has setpriv && has unshare' util-linux
+        need 'has shellcheck' shellcheck
+        ;;
+    *)
+        echo "packages.sh: Unknown set '$1': build, musl, run and test exist" >&2
+        exit 2
+        ;;
+    esac
+}
+
+# A package may bring a daemon (openssh-server): it must not start here. Status 101 says so to Debian's installer.
+forbid_daemons() {
+    cat <<EOF
+if [ -e $POLICY.onestore-saved ] || [ -L $POLICY.onestore-saved ]; then :
+elif [ -e $POLICY ] || [ -L $POLICY ]; then mv -T $POLICY $POLICY.onestore-saved; fi
+trap 'rm -f $POLICY; if [ -e $POLICY.onestore-saved ] || [ -L $POLICY.onestore-saved ]; then mv -T $POLICY.onestore-saved $POLICY; fi' EXIT
+trap 'exit 130' INT TERM HUP
+printf '#!/bin/sh\nexit 101\n' > $POLICY
+chmod 0755 $POLICY
+EOF
+}
+
+as_root=()
+main() {
+    local only_list=no set
+    if [[ ${1-} == --missing ]]; then only_list=yes; shift; fi
+    [[ $# -gt 0 ]] || { echo 'packages.sh: No set given: build, musl, run and test exist' >&2; exit 2; }
+    for set in "$@"; do collect "$set"; done
+    [[ ${#MISSING[@]} -gt 0 ]] || return 0
+    if [[ $only_list == yes ]]; then
+        printf '%s\n' "${MISSING[@]}"
+        return 0
+    fi
+
+    if ! has apt-get; then
+        echo "packages.sh: Missing on this machine, by Debian's names: ${MISSING[*]}; install them with your package manager, then run this again" >&2
+        exit 1
+    fi
+    if [[ $EUID -ne 0 ]]; then
+        if has sudo && sudo -n true 2>/dev/null; then
+            as_root=(sudo -n)
+        else
+            echo "packages.sh: Missing: ${MISSING[*]}; run as root: apt-get install ${MISSING[*]}" >&2
+            exit 1
+        fi
+    fi
+    echo "Installing packages: ${MISSING[*]}" >&2
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive LC_ALL=C sh -c "set -e
+$(forbid_daemons)
+apt-get -qq update
+apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install \"\$@\" </dev/null" packages "${MISSING[@]}" >&2 || {
+        echo "packages.sh: apt-get could not install ${MISSING[*]}: see above; install them by hand, then run this again" >&2
+        exit 1
+    }
+
+    # What was installed must now be found: a wrong test would ask for the package each time.
+    MISSING=()
+    for set in "$@"; do collect "$set"; done
+    if [[ ${#MISSING[@]} -gt 0 ]]; then
+        echo "packages.sh: Installed, and yet not found: ${MISSING[*]}; look at PATH ($PATH)" >&2
+        exit 1
+    fi
+}
+
+main "$@"

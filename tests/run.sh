@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# tests/run.sh: installs what the tests need, and runs all of them.
+#
+#   tests/run.sh            every step, in order; goes on after a failure, and says at the end what failed
+#   tests/run.sh STEP…      only these
+#   tests/run.sh --list     names them
+#
+# A step that cannot run fails; none is skipped. Needs a Rust toolchain, and root for the labs.
+set -uo pipefail
+HERE=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+cd -- "$HERE" || exit 1
+export PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/local/sbin:/usr/sbin:/sbin"
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
+# Tools that cargo builds for us, and the log of where the release binary went.
+TOOLS=${CARGO_TARGET_DIR:-$HERE/target}/tools
+CARGO_DENY_VERSION=0.20.2
+
+# Every step is a function of this name below. To add one, write it and name it here.
+STEPS=(
+    packages
+    shell
+    format
+    lint
+    licences
+    documentation
+    tests
+    labs
+    release
+    installer
+)
+
+# What the steps need from outside, nothing if it is there.
+packages() {
+    scripts/packages.sh build musl run test || return 1
+    local component
+    for component in fmt clippy; do
+        if ! cargo "$component" --version >/dev/null 2>&1; then
+            rustup component add "${component/fmt/rustfmt}" || return 1
+        fi
+    done
+}
+
+shell() {
+    local -a scripts
+    mapfile -t scripts < <(find install.sh remotes scripts tests .ci -type f \( -name '*.sh' -o -name launch -o -path '.ci/run' \))
+    shellcheck -x "${scripts[@]}"
+}
+
+format() { cargo fmt --all --check; }
+
+lint() { cargo clippy --locked --workspace --all-targets -- -D warnings; }
+
+licences() {
+    local deny=$TOOLS/bin/cargo-deny
+    if command -v cargo-deny >/dev/null; then
+        deny=cargo-deny
+    elif [[ ! -x $deny ]]; then
+        # Without its network features it compiles in a minute; it reads crates, it fetches none.
+        cargo install --locked --debug --no-default-features --version "$CARGO_DENY_VERSION" --root "$TOOLS" cargo-deny || return 1
+    fi
+    "$deny" check licenses bans sources
+}
+
+documentation() { RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps; }
+
+tests() { cargo test --locked --workspace; }
+
+# Tests that need root, ssh hosts, loop devices or file systems of their own: tests/lab_<family>.rs, all #[ignore].
+# One after the other: they share the machine's devices and ports.
+labs() {
+    if ! compgen -G 'tests/lab_*.rs' >/dev/null; then
+        echo 'no lab is written yet: tests/lab_*.rs'
+        return 0
+    fi
+    [[ $EUID -eq 0 ]] || { echo 'run.sh: The labs need root: sudo tests/run.sh labs' >&2; return 1; }
+    cargo test --locked --test 'lab_*' -- --ignored --test-threads 1
+}
+
+RELEASE=''
+release() {
+    RELEASE=$(scripts/build.sh) || return 1
+    "$RELEASE" --version
+    ls -l -- "$RELEASE"
+}
+
+installer() {
+    # Alone (`tests/run.sh installer`) it builds what it needs.
+    [[ -n $RELEASE ]] || release || return 1
+    ONESTORE_BIN=$RELEASE tests/install.sh
+}
+
+# -------------------------------------------------------------------------------------------------------------------
+
+main() {
+    local step begin status failed=() all=$SECONDS
+    if [[ ${1-} == --list ]]; then
+        printf '%s\n' "${STEPS[@]}"
+        return 0
+    fi
+    for step in "$@"; do
+        [[ " ${STEPS[*]} " == *" $step "* ]] || { echo "run.sh: Unknown step '$step': $0 --list names them" >&2; return 2; }
+    done
+    if [[ $# -eq 0 ]]; then set -- "${STEPS[@]}"; fi
+    if ! command -v cargo >/dev/null; then
+        echo 'run.sh: No Rust toolchain (cargo) on PATH: install one from https://rustup.rs' >&2
+        return 1
+    fi
+    for step in "$@"; do
+        printf '\n==== %s\n' "$step"
+        begin=$SECONDS
+        "$step"
+        status=$?
+        if [[ $status -eq 0 ]]; then
+            printf '==== %s: passed, %s s\n' "$step" "$((SECONDS - begin))"
+        else
+            printf '==== %s: FAILED with status %s, %s s\n' "$step" "$status" "$((SECONDS - begin))"
+            failed+=("$step")
+        fi
+    done
+    printf '\n==== %s steps, %s failed%s, %s s\n' "$#" "${#failed[@]}" "${failed[*]:+: ${failed[*]}}" "$((SECONDS - all))"
+    [[ ${#failed[@]} -eq 0 ]]
+}
+
+main "$@"
