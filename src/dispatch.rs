@@ -239,7 +239,7 @@ impl Hosts for RealHosts {
 }
 
 fn connect() -> Box<dyn Oned> {
-    oned::connect(&OnedEnv::from_env())
+    oned::connect(&OnedEnv::from_process())
 }
 
 /// 32 hexadecimal digits that no other call gets: time, process, image and a counter, hashed as upstream's names are.

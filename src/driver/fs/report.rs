@@ -59,6 +59,6 @@ pub fn export(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         },
         md5,
         size_mib: image.size.text().or("").to_owned(),
-        format: layers.image.format.clone(),
+        format: layers.image.format.name().to_owned(),
     })
 }
