@@ -86,7 +86,11 @@ impl OpError {
 
     /// An external program failed.
     pub(super) fn process(index: usize, error: ProcessError) -> Self {
-        let message = error.to_string();
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        let message = match &cause {
+            Some(cause) => format!("{error}: {}", without_number(cause)),
+            None => error.to_string(),
+        };
         let kind = match error.kind {
             ProcessErrorKind::Missing(_) => OpErrorKind::MissingProgram,
             ProcessErrorKind::Stopped(stopped) => OpErrorKind::Stopped(stopped),

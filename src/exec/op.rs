@@ -239,6 +239,20 @@ pub enum FileKind {
     Other,
 }
 
+impl FileKind {
+    /// The kind by a mode (`S_IFMT` of `inode(7)`).
+    #[must_use]
+    pub fn of_mode(mode: u32) -> Self {
+        match mode & 0o170_000 {
+            0o100_000 => Self::File,
+            0o040_000 => Self::Dir,
+            0o120_000 => Self::Link,
+            0o060_000 => Self::Block,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// Answer to [`Op::Stat`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {

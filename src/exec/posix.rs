@@ -397,18 +397,7 @@ fn stat(text: &str) -> Option<Stat> {
     let mut fields = text.split(' ');
     let mode = u32::from_str_radix(fields.next()?, 16).ok()?;
     let mut number = || fields.next()?.parse().ok();
-    Some(Stat { kind: kind(mode), size: number()?, mode: mode & 0o7777, dev: number()?, ino: number()? })
-}
-
-/// The kind of a file by its mode (`S_IFMT` of `inode(7)`).
-pub(super) fn kind(mode: u32) -> FileKind {
-    match mode & 0o170_000 {
-        0o100_000 => FileKind::File,
-        0o040_000 => FileKind::Dir,
-        0o120_000 => FileKind::Link,
-        0o060_000 => FileKind::Block,
-        _ => FileKind::Other,
-    }
+    Some(Stat { kind: FileKind::of_mode(mode), size: number()?, mode: mode & 0o7777, dev: number()?, ino: number()? })
 }
 
 /// Size, used and available in the second line of `df`; `-` is what a file system does not know.
