@@ -366,9 +366,9 @@ pub fn copy(from: &Path, to: &Path, sparse: Sparse, control: &Control) -> io::Re
     sync_dirs(&[to])
 }
 
-pub fn punch_holes(path: &Path) -> io::Result<()> {
+pub fn punch_holes(path: &Path, control: &Control) -> io::Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    match copy::punch_zeroes(&file) {
+    match copy::punch_zeroes(&file, control) {
         Err(error) if is_errno(&error, &[Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL]) => Ok(()),
         result => result.map(|_| ()),
     }

@@ -109,7 +109,7 @@ fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::Move { from, to } => files::move_file(from, to, control),
         Op::Remove { path, tree, must_exist } => files::remove(path, *tree, *must_exist, control),
         Op::Copy { from, to, sparse } => files::copy(from, to, *sparse, control),
-        Op::PunchHoles { path } => files::punch_holes(path),
+        Op::PunchHoles { path } => files::punch_holes(path, control),
         Op::CreateSparse { path, bytes } => File::create_new(path).and_then(|file| file.set_len(*bytes)),
         Op::Sync { path } => files::sync(path),
         Op::Publish { from, to } => files::publish(from, to),

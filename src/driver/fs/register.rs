@@ -103,7 +103,7 @@ fn options(cx: &Cx<'_>, datastore: &Datastore, image: &Image, opaque: bool) -> R
     ];
     for (algorithm, text) in wanted {
         if let Some(hex) = text.trimmed() {
-            digests.push(digest::Expected::new(algorithm, hex).map_err(misuse)?);
+            digests.push(digest::Expected::new(algorithm, hex).map_err(|e| Misuse(e.to_string()))?);
         }
     }
     let limit = template.limit_transfer_bw.trimmed();
@@ -111,7 +111,7 @@ fn options(cx: &Cx<'_>, datastore: &Datastore, image: &Image, opaque: bool) -> R
     Ok(import::Options {
         paths: source::PathPolicy { safe: dirs(&template.safe_dirs), restricted },
         digests,
-        rate: limit.map(crate::transfer::rate::Rate::parse).transpose().map_err(misuse)?,
+        rate: limit.map(crate::transfer::rate::Rate::parse).transpose().map_err(|e| Misuse(e.to_string()))?,
         opaque,
         tls_verify: cx.settings.tls_verify() && !no_tls,
         downloader: Some(cx.layout.remotes.join("datastore/downloader.sh")),
