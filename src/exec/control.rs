@@ -49,11 +49,7 @@ impl Cancel {
     /// When the handlers cannot be installed.
     pub fn on_signals() -> io::Result<Self> {
         let cancel = Self::new();
-        for signal in [
-            signal_hook::consts::SIGTERM,
-            signal_hook::consts::SIGINT,
-            signal_hook::consts::SIGHUP,
-        ] {
+        for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP] {
             signal_hook::flag::register(signal, Arc::clone(&cancel.0.flag))?;
             signal_hook::low_level::pipe::register(signal, cancel.0.writer.try_clone()?)?;
         }
@@ -82,6 +78,12 @@ impl Cancel {
 impl Default for Cancel {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl AsFd for Cancel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd()
     }
 }
 
@@ -185,11 +187,5 @@ mod tests {
     fn the_nearer_deadline_holds() {
         let control = Control::only_within(Duration::ZERO).within(Duration::from_secs(60));
         assert_eq!(control.check(), Err(Stopped::Deadline));
-    }
-}
-
-impl AsFd for Cancel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd()
     }
 }
