@@ -256,12 +256,12 @@ fn temp_name(path: &Path) -> PathBuf {
 /// Makes something under a temporary name beside `path` and renames it there; a failure leaves nothing.
 fn by_rename(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let temp = temp_name(path);
-    let made = make(&temp).and_then(|()| fs::rename(&temp, path));
-    if made.is_err() {
+    let result = make(&temp).and_then(|()| fs::rename(&temp, path));
+    if result.is_err() {
         // Its own failure would say nothing new.
         let _ = fs::remove_file(&temp);
     }
-    made?;
+    result?;
     sync_dirs(&[path])
 }
 
@@ -286,16 +286,11 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let (old, new) = (fs::symlink_metadata(from)?, absent(fs::symlink_metadata(to))?);
-    let same = new.is_some_and(|new| (new.dev(), new.ino()) == (old.dev(), old.ino()));
-    if same && !old.is_dir() {
-        // `rename(2)` does nothing with two names of one file; the promise is that only `to` remains.
-        if fs::canonicalize(dir_of(from))? == fs::canonicalize(dir_of(to))? && from.file_name() == to.file_name() {
-            return Err(io::Error::other("They are the same file"));
-        }
-        fs::remove_file(from)?;
-    } else {
-        fs::rename(from, to)?;
+    if new.is_some_and(|new| (new.dev(), new.ino()) == (old.dev(), old.ino())) {
+        // `rename(2)` does nothing with two names of one file and says that all is well; `mv` refuses, and so do we.
+        return Err(io::Error::other("They are the same file"));
     }
+    fs::rename(from, to)?;
     sync_dirs(&[to, from])
 }
 
@@ -334,10 +329,10 @@ pub fn move_file(from: &Path, to: &Path, control: &Control) -> io::Result<()> {
 fn open_regular(path: &Path) -> io::Result<File> {
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).map_err(io::Error::other)?;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "It is not a regular file")),
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "It is not a regular file"));
     }
+    Ok(file)
 }
 
 pub fn copy(from: &Path, to: &Path, sparse: Sparse, control: &Control) -> io::Result<()> {
