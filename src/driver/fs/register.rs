@@ -20,6 +20,7 @@ use crate::payload::{Datastore, DatastoreType, FieldError, Image, ImageType};
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
 use crate::transfer::import::{self, Incoming};
+use crate::transfer::rate::Rate;
 use crate::transfer::{digest, size, source};
 
 /// Registers an image from a path or URL.
@@ -111,7 +112,7 @@ fn options(cx: &Cx<'_>, datastore: &Datastore, image: &Image, opaque: bool) -> R
     Ok(import::Options {
         paths: source::PathPolicy { safe: dirs(&template.safe_dirs), restricted },
         digests,
-        rate: limit.map(crate::transfer::rate::Rate::parse).transpose().map_err(|e| Misuse(e.to_string()))?,
+        rate: limit.map(str::parse::<Rate>).transpose().map_err(|e| Misuse(e.to_string()))?,
         opaque,
         tls_verify: cx.settings.tls_verify() && !no_tls,
         downloader: Some(cx.layout.remotes.join("datastore/downloader.sh")),
