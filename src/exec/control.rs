@@ -40,7 +40,11 @@ impl Cancel {
     #[must_use]
     pub fn new() -> Self {
         let (reader, writer) = UnixStream::pair().expect("a socket pair can be made");
-        Self(Arc::new(Inner { flag: Arc::new(AtomicBool::new(false)), readable: reader.into(), writer }))
+        Self(Arc::new(Inner {
+            flag: Arc::new(AtomicBool::new(false)),
+            readable: reader.into(),
+            writer,
+        }))
     }
 
     /// A flag that SIGTERM, SIGINT and SIGHUP set.
@@ -109,13 +113,19 @@ impl Control {
     /// Obeys `cancel`, without a deadline.
     #[must_use]
     pub fn new(cancel: Cancel) -> Self {
-        Self { cancel, deadline: None }
+        Self {
+            cancel,
+            deadline: None,
+        }
     }
 
     /// Obeys nothing but a deadline this far from now: for roll-back.
     #[must_use]
     pub fn only_within(time: Duration) -> Self {
-        Self { cancel: Cancel::new(), deadline: Instant::now().checked_add(time) }
+        Self {
+            cancel: Cancel::new(),
+            deadline: Instant::now().checked_add(time),
+        }
     }
 
     /// The same, but to be done `time` from now at the latest.
@@ -126,7 +136,10 @@ impl Control {
             (Some(old), Some(new)) => Some(old.min(new)),
             (old, new) => old.or(new),
         };
-        Self { cancel: self.cancel.clone(), deadline }
+        Self {
+            cancel: self.cancel.clone(),
+            deadline,
+        }
     }
 
     /// `Err` once the work has to stop. Cheap enough for every block of a copy.
@@ -145,7 +158,10 @@ impl Control {
 
     /// A reader that ends with an error of kind [`io::ErrorKind::Other`] holding [`Stopped`] once the work has to stop.
     pub fn reader<R: Read>(&self, inner: R) -> Controlled<R> {
-        Controlled { inner, control: self.clone() }
+        Controlled {
+            inner,
+            control: self.clone(),
+        }
     }
 }
 
@@ -176,8 +192,14 @@ mod tests {
         assert_eq!(control.check(), Err(Stopped::Cancelled));
         let mut reader = control.reader(&b"abc"[..]);
         assert!(reader.read(&mut [0; 3]).is_err());
-        let mut fds = [rustix::event::PollFd::new(&cancel, rustix::event::PollFlags::IN)];
-        let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut fds = [rustix::event::PollFd::new(
+            &cancel,
+            rustix::event::PollFlags::IN,
+        )];
+        let none = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         assert_eq!(rustix::event::poll(&mut fds, Some(&none)).expect("poll"), 1);
     }
 

@@ -14,4 +14,5 @@
 
 pub mod cmd;
 pub mod control;
+pub mod host;
 pub mod op;
