@@ -3,42 +3,25 @@
 //! `ssh -G` is the only reader of ssh_config(5) that agrees with the client about `Match`, `Include` and tokens, so it
 //! is asked with the very words that later connect (contract 01 §13: the environment's `SSH` may be several words).
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-/// The ssh client: program and leading arguments.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SshWords(Vec<OsString>);
+use super::super::cmd::Cmd;
+use super::super::control::Control;
+use super::super::process::{self, ProcessError, ProcessIo, Programs, Spawn};
+use super::HostName;
 
-impl SshWords {
-    /// Splits at white space, as upstream's scripts expand an unquoted `$SSH`; empty means `ssh`.
-    #[must_use]
-    pub fn parse(text: &str) -> Self {
-        let words: Vec<OsString> = text.split_whitespace().map(OsString::from).collect();
-        if words.is_empty() {
-            Self(vec!["ssh".into()])
-        } else {
-            Self(words)
-        }
-    }
+/// Seconds that `ssh -G` may take; it only waits for files, and for names where `CanonicalizeHostname` is set.
+const ASK_LIMIT: Duration = Duration::from_secs(20);
 
-    /// The words of the environment variable `SSH`.
-    #[must_use]
-    pub fn from_env() -> Self {
-        Self::parse(&std::env::var("SSH").unwrap_or_default())
-    }
-
-    /// The program.
-    #[must_use]
-    pub fn program(&self) -> &OsString {
-        &self.0[0]
-    }
-
-    /// What stands between the program and our own options.
-    #[must_use]
-    pub fn leading_args(&self) -> &[OsString] {
-        &self.0[1..]
-    }
+/// Asks the operator's ssh what it would do for a host.
+///
+/// # Errors
+/// [`ProcessError`]: there is no ssh, it is a stand-in that knows no `-G`, or the configuration is broken.
+pub fn ask(host: &HostName, programs: &Programs, control: &Control) -> Result<SshConfig, ProcessError> {
+    let spawn = Spawn::of(&Cmd::new("ssh").args(["-G", "--", host.as_str()]), programs)?;
+    let answer = process::run(&spawn, ProcessIo::default(), &control.within(ASK_LIMIT))?;
+    Ok(SshConfig::parse(&String::from_utf8_lossy(&answer.stdout)))
 }
 
 /// The settings that ssh would connect to one host with.
@@ -253,16 +236,6 @@ mod tests {
             SshConfig::parse(&format!("proxycommand none\n{PRINTED}")).beyond_libssh2(),
             None
         );
-    }
-
-    #[test]
-    fn the_client_may_be_several_words() {
-        let words = SshWords::parse(" ssh  -F /x/config ");
-        assert_eq!(
-            (words.program().as_os_str(), words.leading_args().len()),
-            ("ssh".as_ref(), 2)
-        );
-        assert_eq!(SshWords::parse("").program(), "ssh");
     }
 
     #[test]
