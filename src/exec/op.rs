@@ -188,11 +188,25 @@ pub enum Op {
         /// Seconds to wait for it.
         wait_seconds: u64,
     },
-    /// Removes what killed runs left in a staging directory: see [`super::staging`]. Best effort.
+    /// Gives a finished staging file its final name (see [`super::staging`]): synced, then a hard link, or a rename where
+    /// the file system has no links, then both directories synced. Fails where `to` exists.
+    Publish {
+        /// The staging file. It keeps its name, except where the file system has no links.
+        #[serde(with = "path")]
+        from: PathBuf,
+        /// The final name.
+        #[serde(with = "path")]
+        to: PathBuf,
+    },
+    /// Removes what killed runs left in a staging directory; a final name goes with its staging name if it is the same
+    /// inode. Best effort: what cannot be removed stays.
     Sweep {
         /// The staging directory.
         #[serde(with = "path")]
         staging: PathBuf,
+        /// Names in it whose owner is dead, as [`super::staging::dead`] found. Others are not touched.
+        #[serde(with = "os_strings")]
+        dead: Vec<OsString>,
     },
     /// Runs an external command; its standard output is the answer: [`Value::Bytes`].
     Run(Cmd),
@@ -410,7 +424,10 @@ impl fmt::Display for Op {
             Self::Send { path } => write!(f, "cat {}", w(path)),
             Self::Sync { path } => write!(f, "fsync {}", w(path)),
             Self::Lock { name, wait_seconds } => write!(f, "flock -w {wait_seconds} {name}"),
-            Self::Sweep { staging } => write!(f, "remove what killed runs left in {}", w(staging)),
+            Self::Publish { from, to } => write!(f, "fsync {0}, ln {0} {1}", w(from), w(to)),
+            Self::Sweep { staging, dead } => {
+                write!(f, "remove what killed runs left in {} ({} files)", w(staging), dead.len())
+            }
             Self::Run(cmd) => write!(f, "{cmd}"),
         }
     }

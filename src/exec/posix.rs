@@ -1,0 +1,499 @@
+//! The other interpreter: a script as POSIX sh, for hosts where this binary does not stand. The only place that quotes.
+//!
+//! The far side is assumed to have GNU coreutils and findutils, awk, and util-linux; any `sh` will do. What travels:
+//!
+//! - To it: a constant command line, then the script as one line of Base64 on standard input ([`delivery`]), then the
+//!   data that [`Op::Receive`] takes. So nothing of the script, secrets included, is in an argument list.
+//! - From it on stdout: one line for each answer, `index payload`, where the payload is `-` (absent), `:text`, or Base64.
+//!   A script that sends ([`Op::Send`]) writes the raw bytes instead.
+//! - From it on stderr: a line `@onestore-op index` before each operation, so that words can be told whose they are, and
+//!   at a failure at last `@onestore-failed index status`.
+//!
+//! The script is plain ASCII. It must not be fed to sh as its standard input: it hands that to [`Op::Receive`] alone.
+//!
+//! Descriptors: 3 carries the status out of a pipeline, 4 is the real stdout, 5 the stream, 6 to 9 are locks.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::cmd::Cmd;
+use super::error::{OpError, OpErrorKind, fault};
+use super::op::{FileKind, Op, Script, Space, Sparse, Stat, Value};
+use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
+use super::staging;
+
+/// The command line of every script: any login shell hands it to sh, which reads one line and leaves the rest alone.
+pub const REMOTE_COMMAND: &str = r#"exec sh -c 'IFS= read -r s; eval "$(printf %s "$s" | base64 -d)"'"#;
+
+/// How a script travels: the remote command, and the line that comes first on its standard input.
+#[must_use]
+pub fn delivery(script: &Script) -> (&'static str, Vec<u8>) {
+    (REMOTE_COMMAND, first_line(&render(script)))
+}
+
+/// The line that carries a rendered script to [`REMOTE_COMMAND`].
+#[must_use]
+pub fn first_line(rendered: &str) -> Vec<u8> {
+    let mut line = BASE64.encode(rendered).into_bytes();
+    line.push(b'\n');
+    line
+}
+
+/// The script as POSIX sh, programs called by their own names.
+#[must_use]
+pub fn render(script: &Script) -> String {
+    render_with(script, &Programs::default())
+}
+
+/// What every script begins with.
+///
+/// - `os_b index`: an operation begins.
+/// - `os_die words [status]`: it failed, and this is why.
+/// - `os_there path flag`: whether there is something; its `stat` line in `o`. `flag` is `-L` to follow links. Dies of
+///   anything but absence, which includes a parent that is no directory.
+/// - `os_soft pattern… -- command…`: runs, and takes a failure with such words for success.
+/// - `os_cap command…`: the command's output as an answer; its status in `s`.
+/// - `os_ok status…`: dies unless `s` is one of these.
+/// - `os_say text`: a short answer.
+/// - `os_whole path`: takes the end mark `os_end` (see [`super::host::wire`]), where one was agreed on, off a received
+///   file, and dies where it is missing: then the connection ended, not the data.
+const PROLOGUE: &str = r#"set -u
+LC_ALL=C LANG=C PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export LC_ALL LANG PATH
+i=- d= o= s= t=
+trap 's=$?; [ "$d" ] || echo "@onestore-failed $i $s" >&2' EXIT
+os_b() { i=$1; echo "@onestore-op $i" >&2; }
+os_die() { printf '%s\n' "$1" >&2; exit "${2:-1}"; }
+os_there() {
+  o=$(stat $2 -c '%f %s %d %i' -- "$1" 2>&1) && return 0
+  case $o in *': No such file or directory' | *': Not a directory') return 1 ;; esac
+  os_die "$o"
+}
+os_need() { os_there "$1" "$2" || os_die "$o"; }
+os_cap() {
+  printf '%s ' "$i"
+  s=$( { { "$@" 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; echo $? >&3; } | base64 -w0 >&4; } 3>&1 )
+  echo
+}
+os_ok() { for o in "$@"; do [ "$s" != "$o" ] || return 0; done; exit "${s:-1}"; }
+os_say() { printf '%s %s\n' "$i" "$1"; }
+os_whole() {
+  [ "${os_end:--}" = - ] && return 0
+  [ "$(tail -c 32 -- "$1" 2>/dev/null | tr -d '\0')" = "$os_end" ] || os_die ': The stream was cut off'
+  truncate -s -32 -- "$1" && sync "$1"
+}
+os_excl() { dd if=/dev/null of="$1" conv=excl status=none; }
+exec 4>&1 5<&0 </dev/null
+"#;
+
+/// The script as POSIX sh, programs called as `programs` has them; nothing is looked up here.
+#[must_use]
+pub fn render_with(script: &Script, programs: &Programs) -> String {
+    let mut text = String::from(PROLOGUE);
+    let sends = script.sends();
+    let mut locks = 0;
+    for (index, op) in script.ops.iter().enumerate() {
+        let _ = writeln!(text, "os_b {index}");
+        let body = match fault(script, index) {
+            Some(fault) => format!("os_die {}", quote(OsStr::new(&fault))),
+            None => match op {
+                Op::Run(cmd) => run(cmd, programs, sends),
+                Op::Lock { name, wait_seconds } => {
+                    locks += 1;
+                    lock(name, *wait_seconds, 5 + locks)
+                }
+                op => body(op),
+            },
+        };
+        text.push_str(&body);
+        text.push('\n');
+    }
+    text.push_str("d=1\n");
+    text
+}
+
+/// A word of sh that stands for exactly these bytes, in plain ASCII: what is not, goes through `printf`.
+///
+/// NUL cannot be quoted and is left out; [`fault`] refuses it before.
+#[must_use]
+pub fn quote(word: &OsStr) -> String {
+    let mut out = String::from("'");
+    let mut octal = false;
+    for &byte in word.as_bytes() {
+        if octal && byte.is_ascii() {
+            out.push_str("')\"'");
+            octal = false;
+        }
+        match byte {
+            0 => {}
+            b'\'' => out.push_str(r"'\''"),
+            byte if byte.is_ascii() => out.push(char::from(byte)),
+            byte => {
+                if !octal {
+                    out.push_str("'\"$(printf '");
+                    octal = true;
+                }
+                let _ = write!(out, "\\{byte:03o}");
+            }
+        }
+    }
+    out.push_str(if octal { "')\"" } else { "'" });
+    out
+}
+
+fn q(path: &Path) -> String {
+    quote(path.as_os_str())
+}
+
+/// The directory that a path is in, quoted.
+fn dir_of(path: &Path) -> String {
+    q(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// The commands of one operation; they exit with the failing command's status.
+fn body(op: &Op) -> String {
+    match op {
+        Op::Stat { path, follow } => {
+            format!("if os_there {} {}; then os_say \":$o\"; else os_say -; fi", q(path), follow_flag(*follow))
+        }
+        Op::ReadLink { path } => format!(
+            "if os_there {0} '' && [ -L {0} ]; then os_cap readlink -n -- {0}; os_ok 0; else os_say -; fi",
+            q(path)
+        ),
+        Op::List { path } => format!(
+            "if os_there {0} -L; then [ -d {0} ] || os_die ': Not a directory'\n\
+             os_cap find -H {0} -mindepth 1 -maxdepth 1 -printf '%f\\0'; os_ok 0; else os_say -; fi",
+            q(path)
+        ),
+        Op::Read { path, offset, len } => format!(
+            "os_cap dd if={} bs=65536 iflag=skip_bytes,count_bytes,fullblock skip={offset} count={len} status=none; os_ok 0",
+            q(path)
+        ),
+        Op::Space { path } => format!("os_cap df -B1M --output=size,used,avail -- {}; os_ok 0", q(path)),
+        Op::TreeSize { path } => format!(
+            "o=$(find {} -printf '%y%D:%i %n %s\\n') || exit\n\
+             os_say \":$(printf '%s\\n' \"$o\" | awk '$1~/^d/||$2<2||!n[$1]++{{t+=$3}}END{{printf \"%.0f\",t}}')\"",
+            q(path)
+        ),
+        Op::Md5 { path } => format!("os_cap md5sum -- {}; os_ok 0", q(path)),
+        Op::MakeDir { path } => format!("mkdir -p -- {} || exit", q(path)),
+        Op::RemoveDirIfEmpty { path } => format!(
+            "o=$(rmdir -- {} 2>&1) || case $o in\n\
+             *': No such file or directory' | *': Directory not empty' | *': File exists') ;;\n\
+             *) os_die \"$o\" ;; esac",
+            q(path)
+        ),
+        Op::Symlink { target, link } => {
+            format!("ln -sfT -- {} {} && sync {} || exit", q(target), q(link), dir_of(link))
+        }
+        Op::HardLink { from, to } => format!("ln -PT -- {} {} && sync {} || exit", q(from), q(to), dir_of(to)),
+        Op::Write { path, content, mode } => {
+            let content = BASE64.encode(content.reveal());
+            format!(
+                "t=$(mktemp -- {dir}/.onestore.XXXXXXXX) || exit\n\
+                 {{ printf %s '{content}' | base64 -d >\"$t\" && chmod {mode:04o} -- \"$t\" && sync \"$t\" \
+                 && mv -fT -- \"$t\" {path} && sync {dir}; }} || {{ s=$?; rm -f -- \"$t\"; exit $s; }}",
+                dir = dir_of(path),
+                mode = mode & 0o7777,
+                path = q(path),
+            )
+        }
+        Op::Rename { from, to } => {
+            // `mv` would copy to another file system.
+            format!(
+                "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
+                 [ \"$t\" = \"${{o##* }}\" ] || os_die ': Invalid cross-device link'\n\
+                 mv -fT -- {from} {to} && sync {dir} {from_dir} || exit",
+                from = q(from),
+                to = q(to),
+                dir = dir_of(to),
+                from_dir = dir_of(from),
+            )
+        }
+        Op::Move { from, to } => move_file(from, to),
+        Op::Remove { path, tree, must_exist } => {
+            let need = if *must_exist { format!("os_need {} ''\n", q(path)) } else { String::new() };
+            let flags = if *tree { "-rf" } else { "-f" };
+            format!("{need}rm {flags} -- {} || exit", q(path))
+        }
+        Op::Copy { from, to, sparse } => format!(
+            "cp -LT --reflink=auto --sparse={} -- {} {to} && sync {to} {} || exit",
+            sparse.word(),
+            q(from),
+            dir_of(to),
+            to = q(to),
+        ),
+        Op::PunchHoles { path } => format!(
+            "os_need {0} -L\no=$(fallocate -d -- {0} 2>&1) || case $o in\n\
+             *'not supported'* | *': Function not implemented' | *': Invalid argument') ;;\n\
+             *) os_die \"$o\" ;; esac",
+            q(path)
+        ),
+        Op::CreateSparse { path, bytes } => format!("os_excl {0} && truncate -s {bytes} -- {0} || exit", q(path)),
+        Op::Receive { path, sparse } => {
+            let sparse = match sparse {
+                Sparse::Holes => ",sparse",
+                Sparse::Allocate => "",
+            };
+            format!(
+                "dd of={0} bs=65536 iflag=fullblock conv=excl,fsync{sparse} status=none <&5 && os_whole {0} && sync {1} || exit\n\
+                 os_need {0} ''\no=${{o#* }}; os_say \":${{o%% *}}\"",
+                q(path),
+                dir_of(path)
+            )
+        }
+        Op::Send { path } => format!("cat -- {} || exit", q(path)),
+        Op::Sync { path } => format!("sync {} || exit", q(path)),
+        Op::Publish { from, to } => format!(
+            "sync {from} || exit\n\
+             if o=$(ln -PT -- {from} {to} 2>&1); then :; else case $o in\n\
+             *': Operation not permitted' | *': Operation not supported' | *': Too many links')\n\
+             os_there {to} '' && os_die ': File exists'\nmv -nT -- {from} {to} || exit\n\
+             os_there {from} '' && os_die ': File exists' ;;\n\
+             *) os_die \"$o\" ;; esac; fi\n\
+             sync {dir} {from_dir} || exit",
+            from = q(from),
+            to = q(to),
+            dir = dir_of(to),
+            from_dir = dir_of(from),
+        ),
+        Op::Sweep { staging, dead } => dead.iter().fold(String::from(":"), |mut text, name| {
+            let path = staging.join(name);
+            if let Some(to) = staging::final_of(&path) {
+                let _ = write!(
+                    text,
+                    "\nif o=$(stat -c %d:%i -- {path} 2>/dev/null) && t=$(stat -c %d:%i -- {to} 2>/dev/null) \
+                     && [ \"$o\" = \"$t\" ]; then rm -f -- {to} 2>/dev/null && sync {dir} 2>/dev/null; fi\n\
+                     if ! o=$(stat -c %d:%i -- {to} 2>/dev/null) || [ \"$o\" != \"$(stat -c %d:%i -- {path} 2>/dev/null)\" ]; \
+                     then rm -f -- {path} 2>/dev/null; fi",
+                    path = q(&path),
+                    to = q(&to),
+                    dir = dir_of(&to),
+                );
+            }
+            text
+        }),
+        Op::Lock { .. } | Op::Run(_) => unreachable!("rendered by the caller"),
+    }
+}
+
+fn follow_flag(follow: bool) -> &'static str {
+    if follow { "-L" } else { "''" }
+}
+
+/// `mv` would not sync, and would leave a part under the final name when it is killed on its way to another file system.
+fn move_file(from: &Path, to: &Path) -> String {
+    format!(
+        "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
+         if [ \"$t\" = \"${{o##* }}\" ]; then mv -fT -- {from} {to} && sync {dir} {from_dir} || exit\n\
+         elif [ -d {from} ] && ! [ -L {from} ]; then os_die ': Is a directory'\n\
+         else t=$(mktemp -- {dir}/.onestore.XXXXXXXX) || exit\n\
+         {{ rm -f -- \"$t\" && cp -dpT --reflink=auto --sparse=auto -- {from} \"$t\" && {{ [ -L \"$t\" ] || sync \"$t\"; }} \
+         && mv -fT -- \"$t\" {to} && sync {dir}; }} || {{ s=$?; rm -f -- \"$t\"; exit $s; }}\n\
+         rm -f -- {from} && sync {from_dir} || exit; fi",
+        from = q(from),
+        to = q(to),
+        dir = dir_of(to),
+        from_dir = dir_of(from),
+    )
+}
+
+fn lock(name: &str, wait_seconds: u64, fd: usize) -> String {
+    format!(
+        "t=${{ONESTORE_LOCK_DIR:-/var/lock/one}}/{name}\n\
+         (umask 0027; mkdir -p -- \"${{t%/*}}\" && : >>\"$t\") 2>/dev/null || os_die \"Could not create or open lock $t\"\n\
+         exec {fd}>>\"$t\"\n\
+         flock -w {wait_seconds} {fd} || os_die \"Could not acquire exclusive lock on $t\"",
+        name = quote(OsStr::new(&super::lock::file_name(name))),
+    )
+}
+
+fn run(cmd: &Cmd, programs: &Programs, dropped: bool) -> String {
+    let mut line = String::new();
+    if let Some(text) = &cmd.secret_stdin {
+        let _ = write!(line, "printf %s '{}' | base64 -d | ", BASE64.encode(text.reveal()));
+    }
+    for (name, value) in &cmd.secret_env {
+        let _ = write!(line, "{name}={} ", quote(OsStr::new(value.reveal())));
+    }
+    let argv: Vec<String> = programs.argv(cmd).iter().map(|word| quote(word)).collect();
+    let statuses: String = cmd.also_ok.iter().fold(String::from("0"), |list, status| format!("{list} {status}"));
+    let take = if dropped {
+        "os_r >/dev/null 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; s=$?"
+    } else {
+        "os_cap os_r"
+    };
+    format!("os_r() {{ {line}{}; }}\n{take}\nos_ok {statuses}", argv.join(" "))
+}
+
+/// An answer that is not what the script promises: something else on the far side writes to stdout, or it was cut off.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("The far side gave no proper answer to operation {index} ({op})")]
+pub struct BadAnswer {
+    /// Index of the operation.
+    pub index: usize,
+    /// The operation for people.
+    pub op: String,
+}
+
+impl From<BadAnswer> for OpError {
+    fn from(bad: BadAnswer) -> Self {
+        Self::new(bad.index, OpErrorKind::Other, bad.to_string())
+    }
+}
+
+/// Reads back the answers of a script that ended with status 0. A script that sends has none: its stdout is data.
+///
+/// # Errors
+/// [`BadAnswer`] for the first operation whose answer is missing or unreadable.
+pub fn parse(script: &Script, stdout: &[u8]) -> Result<Vec<Value>, BadAnswer> {
+    if script.sends() {
+        return Ok(vec![Value::Done; script.ops.len()]);
+    }
+    let mut lines = stdout.split(|byte| *byte == b'\n');
+    let answers = script.ops.iter().enumerate().map(|(index, op)| {
+        let bad = || BadAnswer { index, op: op.to_string() };
+        if !answers(op) {
+            return Ok(Value::Done);
+        }
+        // A login shell's own words may stand before the first answer; they do not look like ours.
+        let prefix = format!("{index} ");
+        let payload = lines.find_map(|line| line.strip_prefix(prefix.as_bytes())).ok_or_else(bad)?;
+        value(op, payload).ok_or_else(bad)
+    });
+    answers.collect()
+}
+
+/// Whether an operation answers more than [`Value::Done`].
+fn answers(op: &Op) -> bool {
+    op.is_question() || matches!(op, Op::Receive { .. } | Op::Run(_))
+}
+
+fn value(op: &Op, payload: &[u8]) -> Option<Value> {
+    if payload == b"-" {
+        return matches!(op, Op::Stat { .. } | Op::ReadLink { .. } | Op::List { .. }).then_some(Value::Absent);
+    }
+    if let Some(text) = payload.strip_prefix(b":") {
+        let text = std::str::from_utf8(text).ok()?;
+        return match op {
+            Op::Stat { .. } => stat(text).map(Value::Stat),
+            _ => text.parse().ok().map(Value::Number),
+        };
+    }
+    let bytes = BASE64.decode(payload).ok()?;
+    match op {
+        Op::List { .. } => {
+            let names = bytes.split_inclusive(|byte| *byte == 0);
+            let names = names.map(|name| name.strip_suffix(b"\0").map(|name| OsString::from_vec(name.to_vec())));
+            names.collect::<Option<_>>().map(Value::Names)
+        }
+        Op::Space { .. } => space(std::str::from_utf8(&bytes).ok()?).map(Value::Space),
+        Op::Md5 { .. } => {
+            // A backslash in front says that the name was escaped.
+            let digest = bytes.strip_prefix(b"\\").unwrap_or(&bytes).get(..32)?;
+            digest.iter().all(u8::is_ascii_hexdigit).then(|| Value::Bytes(digest.to_vec()))
+        }
+        Op::ReadLink { .. } | Op::Read { .. } | Op::Run(_) => Some(Value::Bytes(bytes)),
+        _ => None,
+    }
+}
+
+/// Mode in hexadecimal, size, device, inode.
+fn stat(text: &str) -> Option<Stat> {
+    let mut fields = text.split(' ');
+    let mode = u32::from_str_radix(fields.next()?, 16).ok()?;
+    let mut number = || fields.next()?.parse().ok();
+    Some(Stat { kind: kind(mode), size: number()?, mode: mode & 0o7777, dev: number()?, ino: number()? })
+}
+
+/// The kind of a file by its mode (`S_IFMT` of `inode(7)`).
+pub(super) fn kind(mode: u32) -> FileKind {
+    match mode & 0o170_000 {
+        0o100_000 => FileKind::File,
+        0o040_000 => FileKind::Dir,
+        0o120_000 => FileKind::Link,
+        0o060_000 => FileKind::Block,
+        _ => FileKind::Other,
+    }
+}
+
+/// Size, used and available in the second line of `df`; `-` is what a file system does not know.
+fn space(text: &str) -> Option<Space> {
+    let mut fields = text.lines().nth(1)?.split_ascii_whitespace();
+    let mut number = || match fields.next()? {
+        "-" => Some(0),
+        field => field.parse().ok(),
+    };
+    Some(Space { total_mib: number()?, used_mib: number()?, free_mib: number()? })
+}
+
+/// What a script that ended with `status` (`None`: by a signal) failed of. `stderr` may be the tail only.
+///
+/// Without our own line on stderr it was not the script that failed: no connection, no shell. Then
+/// [`OpError::index`] is `None`, and the text is what was said last.
+#[must_use]
+pub fn failure(script: &Script, status: Option<i32>, stderr: &[u8]) -> OpError {
+    let text = String::from_utf8_lossy(stderr);
+    let lines: Vec<&str> = text.lines().collect();
+    let found = lines.iter().enumerate().rev().find_map(|(at, line)| {
+        let (index, status) = line.strip_prefix("@onestore-failed ")?.split_once(' ')?;
+        let index: usize = index.parse().ok()?;
+        Some((at, index, script.ops.get(index)?, status.trim().parse().ok()?))
+    });
+    let (at, index, op, status) = match found {
+        Some(found) => found,
+        None => return no_shell(status, &text),
+    };
+    let begin = format!("@onestore-op {index}");
+    let after = lines[..at].iter().rposition(|line| *line == begin).map_or(0, |at| at + 1);
+    let said = lines[after..at].join("\n");
+    if let Some(fault) = fault(script, index) {
+        return OpError::new(index, OpErrorKind::Script, format!("{}: {fault}", super::error::cannot(op)));
+    }
+    match op {
+        Op::Run(cmd) => OpError::process(index, program_failure(cmd, status, said)),
+        Op::Lock { .. } => {
+            let words = last_words(&said).unwrap_or_else(|| super::error::cannot(op));
+            OpError::new(index, OpErrorKind::Locked, words)
+        }
+        op => {
+            // `cp: cannot stat '/a': No such file or directory`: what stands before the last colon we say better.
+            let cause = last_words(&said).map(|words| match words.rsplit_once(": ") {
+                Some((_, cause)) => cause.to_owned(),
+                None => words,
+            });
+            OpError::text(index, op, &cause.unwrap_or_else(|| format!("exit status {status}")))
+        }
+    }
+}
+
+/// sh says 127 for a program that it does not find, and so does `prlimit`.
+fn program_failure(cmd: &Cmd, status: i32, stderr: String) -> ProcessError {
+    let not_found = |line: &str| line.ends_with("not found") || line.contains("failed to execute");
+    let kind = if status == 127 && stderr.lines().any(not_found) {
+        ProcessErrorKind::Missing(Missing { program: cmd.program.clone() })
+    } else {
+        ProcessErrorKind::Status(status)
+    };
+    ProcessError { command: cmd.to_string(), kind, stderr }
+}
+
+fn no_shell(status: Option<i32>, text: &str) -> OpError {
+    let ours = |line: &&str| !line.starts_with("@onestore-");
+    let said = last_words(&text.lines().filter(ours).collect::<Vec<_>>().join("\n"));
+    let how = match status {
+        Some(status) => format!("The far side's shell ended with exit status {status}"),
+        None => "The far side's shell was ended by a signal".to_owned(),
+    };
+    let message = said.map_or(how.clone(), |said| format!("{how}: {said}"));
+    OpError::outside(OpErrorKind::Other, message)
+}
+
+#[cfg(test)]
+#[path = "posix_tests.rs"]
+mod tests;
