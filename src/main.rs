@@ -3,5 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    match args.as_slice() {
+        [verb, version] if verb == "agent" => ExitCode::from(onestore::exec::agent::serve(version)),
+        _ => ExitCode::SUCCESS,
+    }
 }

@@ -7,6 +7,7 @@
 //! - [`interpret`]: the *in process* interpreter of a script (rule 5 of `docs/architecture.md`).
 //! - [`error`]: how a script fails, in one line, from either interpreter.
 //! - [`posix`]: the other interpreter: a script rendered as POSIX sh, and the answers read back. The only place that quotes.
+//! - [`agent`]: the in process interpreter as the far side of an ssh connection.
 //! - [`control`]: cancellation (SIGTERM) and deadlines.
 //! - [`process`]: one child process: spawned in its own group, waited for by pidfd, killed as a group.
 //! - [`host`]: where scripts run: here, through the OpenSSH client, or through libssh2.
@@ -14,9 +15,11 @@
 //! - [`staging`]: names of files that are not finished yet, and what becomes of them when their owner dies.
 //! - [`step`]: scripts with an undo and a sentence; the undo stack.
 
+pub mod agent;
 pub mod cmd;
 pub mod control;
 pub mod error;
+mod files;
 pub mod host;
 pub mod interpret;
 pub mod lock;

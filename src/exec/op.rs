@@ -239,6 +239,20 @@ pub enum FileKind {
     Other,
 }
 
+impl FileKind {
+    /// The kind by a mode (`S_IFMT` of `inode(7)`).
+    #[must_use]
+    pub fn of_mode(mode: u32) -> Self {
+        match mode & 0o170_000 {
+            0o100_000 => Self::File,
+            0o040_000 => Self::Dir,
+            0o120_000 => Self::Link,
+            0o060_000 => Self::Block,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// Answer to [`Op::Stat`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
@@ -326,9 +340,7 @@ impl Script {
     /// A script of these operations.
     #[must_use]
     pub fn new(ops: impl IntoIterator<Item = Op>) -> Self {
-        Self {
-            ops: ops.into_iter().collect(),
-        }
+        Self { ops: ops.into_iter().collect() }
     }
 
     /// Whether it has an [`Op::Receive`].
@@ -375,9 +387,7 @@ impl fmt::Display for Op {
             Self::Stat { path, .. } => write!(f, "stat {}", w(path)),
             Self::ReadLink { path } => write!(f, "readlink {}", w(path)),
             Self::List { path } => write!(f, "ls {}", w(path)),
-            Self::Read { path, offset, len } => {
-                write!(f, "read {len} bytes at {offset} of {}", w(path))
-            }
+            Self::Read { path, offset, len } => write!(f, "read {len} bytes at {offset} of {}", w(path)),
             Self::Space { path } => write!(f, "df {}", w(path)),
             Self::TreeSize { path } => write!(f, "du -sb {}", w(path)),
             Self::Md5 { path } => write!(f, "md5sum {}", w(path)),
@@ -388,11 +398,7 @@ impl fmt::Display for Op {
             Self::Write { path, mode, .. } => write!(f, "write {} (mode {mode:04o})", w(path)),
             Self::Rename { from, to } => write!(f, "rename {} {}", w(from), w(to)),
             Self::Move { from, to } => write!(f, "mv -f {} {}", w(from), w(to)),
-            Self::Remove {
-                path,
-                tree,
-                must_exist,
-            } => {
+            Self::Remove { path, tree, must_exist } => {
                 let flags = match (tree, must_exist) {
                     (true, true) => "-r",
                     (true, false) => "-rf",
@@ -403,23 +409,12 @@ impl fmt::Display for Op {
                 write!(f, "rm{gap}{flags} {}", w(path))
             }
             Self::Copy { from, to, sparse } => {
-                write!(
-                    f,
-                    "cp --reflink=auto --sparse={} {} {}, fsync",
-                    sparse.word(),
-                    w(from),
-                    w(to)
-                )
+                write!(f, "cp --reflink=auto --sparse={} {} {}, fsync", sparse.word(), w(from), w(to))
             }
             Self::PunchHoles { path } => write!(f, "fallocate -d {}", w(path)),
             Self::CreateSparse { path, bytes } => write!(f, "truncate -s {bytes} {}", w(path)),
             Self::Receive { path, sparse } => {
-                write!(
-                    f,
-                    "write the stream to {} (sparse={}), fsync",
-                    w(path),
-                    sparse.word()
-                )
+                write!(f, "write the stream to {} (sparse={}), fsync", w(path), sparse.word())
             }
             Self::Send { path } => write!(f, "cat {}", w(path)),
             Self::Sync { path } => write!(f, "fsync {}", w(path)),
@@ -453,9 +448,7 @@ mod latin1 {
     }
 
     pub fn to_bytes(text: &str) -> Option<Vec<u8>> {
-        text.chars()
-            .map(|c| u8::try_from(u32::from(c)).ok())
-            .collect()
+        text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect()
     }
 
     pub fn serialize<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {
@@ -496,21 +489,14 @@ pub mod os_strings {
 
     /// See [`super::latin1`].
     pub fn serialize<S: Serializer>(list: &[OsString], s: S) -> Result<S::Ok, S::Error> {
-        s.collect_seq(
-            list.iter()
-                .map(|one| super::latin1::to_text(one.as_bytes())),
-        )
+        s.collect_seq(list.iter().map(|one| super::latin1::to_text(one.as_bytes())))
     }
 
     /// See [`super::latin1`].
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<OsString>, D::Error> {
         let texts = Vec::<String>::deserialize(d)?;
-        let bytes = texts
-            .iter()
-            .map(|text| super::latin1::to_bytes(text).map(OsString::from_vec));
-        bytes
-            .collect::<Option<_>>()
-            .ok_or_else(|| serde::de::Error::custom("a character beyond U+00FF"))
+        let bytes = texts.iter().map(|text| super::latin1::to_bytes(text).map(OsString::from_vec));
+        bytes.collect::<Option<_>>().ok_or_else(|| serde::de::Error::custom("a character beyond U+00FF"))
     }
 }
 
@@ -524,17 +510,10 @@ mod tests {
     #[test]
     fn scripts_survive_the_wire_with_any_bytes() {
         let script = Script::new([
-            Op::Remove {
-                path: Path::new(OsStr::from_bytes(b"/a\xff\n'")).to_owned(),
-                tree: true,
-                must_exist: false,
-            },
+            Op::Remove { path: Path::new(OsStr::from_bytes(b"/a\xff\n'")).to_owned(), tree: true, must_exist: false },
             Op::Run(Cmd::new("mkfs").arg(OsStr::from_bytes(b"\xfe"))),
         ]);
         let json = serde_json::to_string(&script).expect("serialises");
-        assert_eq!(
-            serde_json::from_str::<Script>(&json).expect("parses"),
-            script
-        );
+        assert_eq!(serde_json::from_str::<Script>(&json).expect("parses"), script);
     }
 }

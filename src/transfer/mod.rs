@@ -1,1 +1,3 @@
-//! To come.
+//! Moving bytes.
+
+pub mod copy;

@@ -3,6 +3,52 @@
 //! ssh(1) ends with 255 both when it failed itself and when the remote command did, and says what happened only on
 //! stderr, mixed with what the remote command said. [`connection_failure`] is the one place that reads it.
 
+use super::super::error::OpError;
+use super::super::op::{Script, Value};
+use super::super::posix;
+use super::wire::{CUT_OFF, DONE};
+use super::{ErrorKind, ScriptError};
+
+/// What a remote script that has ended comes to: its answers, or whose fault it is that there are none.
+///
+/// `status` is the exit status of the remote command, or of the ssh that carried it, which is 255 for its own failures;
+/// `None` means that a signal ended it.
+///
+/// # Errors
+/// [`ScriptError`] of every kind but `Stopped` and `Stream`.
+pub fn judge(host: &str, script: &Script, status: Option<i32>, stdout: &[u8], stderr: &[u8]) -> Result<Vec<Value>, ScriptError> {
+    let text = without_noise(stderr);
+    let lost = |why: &str| Err(ScriptError::new(host, ErrorKind::Lost, why));
+    if status == Some(0) {
+        // libssh2 reports 0 also for a command of which it never heard, so that the far side has to say it itself.
+        if !text.lines().any(|line| line == DONE) {
+            return lost("The remote shell ended without a word");
+        }
+        return posix::parse(script, stdout).map_err(|bad| ScriptError::new(host, ErrorKind::Protocol, bad.to_string()));
+    }
+    let failure = posix::failure(script, status, text.as_bytes());
+    if failure.index.is_some() {
+        return Err(ScriptError::failed(host, failure));
+    }
+    if status == Some(CUT_OFF.into()) {
+        return lost("The script did not arrive whole");
+    }
+    let words: Vec<&str> = text.lines().filter(|line| !line.starts_with("@onestore-")).collect();
+    match connection_failure(status, &words.join("\n")) {
+        // Our own lines show that the script had begun.
+        Some(why) if stdout.is_empty() && !text.contains("@onestore-") => {
+            Err(ScriptError::new(host, ErrorKind::Unreachable, why))
+        }
+        Some(why) => lost(&why),
+        None => Err(shell_failed(host, &failure)),
+    }
+}
+
+/// The login shell, or what it was told to start, did not get as far as the script.
+fn shell_failed(host: &str, failure: &OpError) -> ScriptError {
+    ScriptError::new(host, ErrorKind::Failed, failure.to_string())
+}
+
 /// Lines that OpenSSH's client prints although nothing failed: the eleventh session on a multiplexed connection falls
 /// back to a connection of its own, and two clients may race to become the master (house style §7).
 const NOISE: [&str; 7] = [
@@ -121,6 +167,8 @@ fn shortened(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::cmd::Cmd;
+    use crate::exec::op::Op;
 
     /// Texts that OpenSSH 9.2 printed, and what we make of them.
     const CAPTURED: [(&str, &str); 10] = [
@@ -191,5 +239,25 @@ mod tests {
         let text = "mux_client_request_session: session request failed: Session open refused by peer\r\n\
                     ControlSocket /run/one/s already exists, disabling multiplexing\r\n\0\0cp: cannot stat '/a'\r\n";
         assert_eq!(without_noise(text.as_bytes()), "cp: cannot stat '/a'");
+    }
+
+    #[test]
+    fn whose_fault_it_is_is_told_apart() {
+        let script = Script::from(Op::Run(Cmd::new("false")));
+        let kind = |status, stdout: &[u8], stderr: &str| {
+            judge("node3", &script, status, stdout, stderr.as_bytes()).expect_err("fails").kind
+        };
+        let refused = "ssh: connect to host node3 port 22: Connection refused\r\n";
+        assert_eq!(kind(Some(255), b"", refused), ErrorKind::Unreachable);
+        let cut = "@onestore-op 0\nclient_loop: send disconnect: Broken pipe\r\n";
+        assert_eq!(kind(Some(255), b"", cut), ErrorKind::Lost);
+        // A command of the script may itself end with 255.
+        assert_eq!(kind(Some(255), b"0 \n", "@onestore-op 0\nno\n@onestore-failed 0 255\n"), ErrorKind::Failed);
+        assert_eq!(kind(Some(1), b"", "This account is currently not available.\n"), ErrorKind::Failed);
+        assert_eq!(kind(Some(74), b"", ""), ErrorKind::Lost);
+        assert_eq!(kind(Some(0), b"0 \n", ""), ErrorKind::Lost);
+        assert_eq!(kind(Some(0), b"", "@onestore-done\n"), ErrorKind::Protocol);
+        let good = judge("node3", &script, Some(0), b"0 YQ==\n", b"@onestore-op 0\n\0@onestore-done\n");
+        assert_eq!(good.expect("answers"), [Value::Bytes(b"a".to_vec())]);
     }
 }

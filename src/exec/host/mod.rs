@@ -6,6 +6,7 @@
 //! - [`local`], [`openssh`], [`libssh2`]: the three ways; [`policy`] chooses between the last two.
 //! - [`config`], [`known_hosts`], [`keys`]: what the operator's ssh set-up says about a host.
 //! - [`session`]: one authenticated libssh2 connection.
+//! - [`wire`]: how a script travels over an ssh exec; the same for both clients and both interpreters.
 //! - [`failure`]: telling "cannot get there" from "failed there".
 //!
 //! Contract 01 §13 describes the ssh set-up of an OpenNebula cloud; `docs/architecture.md` §4 the choice.
@@ -13,13 +14,21 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::control::Stopped;
+use super::control::{Control, Stopped};
+use super::error::{OpError, OpErrorKind};
+use super::interpret::Io;
+use super::op::{Script, Value};
 
 pub mod config;
 pub mod failure;
 pub mod keys;
 pub mod known_hosts;
+pub mod libssh2;
+pub mod local;
+pub mod openssh;
+pub mod policy;
 pub mod session;
+pub mod wire;
 
 /// Name of a host as OpenNebula lists it: a host name, an address or an alias of the ssh configuration.
 ///
@@ -73,6 +82,21 @@ impl fmt::Display for HostName {
     }
 }
 
+/// Somewhere scripts run.
+pub trait Host: Send + Sync {
+    /// The name for people: as OpenNebula lists the host, or `localhost`.
+    fn name(&self) -> &str;
+
+    /// Runs a script: its operations in order, until one fails. One answer for each operation.
+    ///
+    /// `io` must bring a stream exactly where the script receives or sends one. Nothing is rolled back: that is for
+    /// [`super::step`].
+    ///
+    /// # Errors
+    /// [`ScriptError`], whose kind says whether anything can have run.
+    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError>;
+}
+
 /// Why a script did not run to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -80,7 +104,7 @@ pub enum ErrorKind {
     Unreachable,
     /// The connection broke while the script ran: how far it came is unknown.
     Lost,
-    /// An operation failed.
+    /// An operation failed, see [`ScriptError::failure`], or the far side's shell did.
     Failed,
     /// It was cancelled or the time was up; what ran on the host has been told to end.
     Stopped(Stopped),
@@ -91,70 +115,61 @@ pub enum ErrorKind {
 }
 
 /// A script that did not run to its end: where, at which operation, why.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub struct ScriptError {
     /// The host.
     pub host: String,
     /// What sort of failure it is.
     pub kind: ErrorKind,
-    /// The operation that failed, in words (`copy /a to /b`), where one is to blame.
-    pub operation: Option<String>,
-    /// The cause, without trailing stop.
+    /// The operation that failed, where one is to blame.
+    pub failure: Option<OpError>,
+    /// The cause, without trailing stop. Empty where [`ScriptError::failure`] says it all.
     pub detail: String,
 }
 
 impl fmt::Display for ScriptError {
     /// One line that names the host, what failed and why.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            host,
-            kind,
-            operation,
-            detail,
-        } = self;
-        let detail = detail
-            .split(['\n', '\r'])
-            .map(str::trim)
-            .filter(|l| !l.is_empty())
-            .collect::<Vec<_>>()
-            .join("; ");
-        match (kind, operation) {
-            (ErrorKind::Unreachable, _) => {
-                write!(
-                    f,
-                    "Cannot reach {host} by ssh: {detail}; check that oneadmin can log in with ssh {host}"
-                )
+        let Self { host, kind, failure, detail } = self;
+        if let Some(failure) = failure {
+            return write!(f, "{host}: {failure}");
+        }
+        let detail = detail.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
+        match kind {
+            ErrorKind::Unreachable => {
+                write!(f, "Cannot reach {host} by ssh: {detail}; check that oneadmin can log in with ssh {host}")
             }
-            (ErrorKind::Lost, _) => write!(
-                f,
-                "Lost the connection to {host} before it had answered: {detail}"
-            ),
-            (ErrorKind::Stream, _) => write!(f, "Cannot carry the data stream of {host}: {detail}"),
-            (ErrorKind::Protocol, _) => {
-                write!(f, "Cannot understand what {host} answered: {detail}")
-            }
-            (_, Some(operation)) => write!(f, "{host}: Cannot {operation}: {detail}"),
-            (_, None) => write!(f, "{host}: {detail}"),
+            ErrorKind::Lost => write!(f, "Lost the connection to {host} before it had answered: {detail}"),
+            ErrorKind::Stream => write!(f, "Cannot carry the data stream of {host}: {detail}"),
+            ErrorKind::Protocol => write!(f, "Cannot understand what {host} answered: {detail}"),
+            ErrorKind::Failed | ErrorKind::Stopped(_) => write!(f, "{host}: {detail}"),
         }
     }
 }
+
+impl std::error::Error for ScriptError {}
 
 impl ScriptError {
     /// An error without an operation to blame.
     #[must_use]
     pub fn new(host: &str, kind: ErrorKind, detail: impl Into<String>) -> Self {
-        Self {
-            host: host.to_owned(),
-            kind,
-            operation: None,
-            detail: detail.into(),
-        }
+        Self { host: host.to_owned(), kind, failure: None, detail: detail.into() }
     }
 
     /// The work had to stop.
     #[must_use]
     pub fn stopped(host: &str, why: Stopped) -> Self {
         Self::new(host, ErrorKind::Stopped(why), why.to_string())
+    }
+
+    /// An operation failed.
+    #[must_use]
+    pub fn failed(host: &str, failure: OpError) -> Self {
+        let kind = match failure.kind {
+            OpErrorKind::Stopped(why) => ErrorKind::Stopped(why),
+            _ => ErrorKind::Failed,
+        };
+        Self { host: host.to_owned(), kind, failure: Some(failure), detail: String::new() }
     }
 }
 
@@ -193,8 +208,8 @@ mod tests {
 
     #[test]
     fn errors_are_one_line_with_host_and_cause() {
-        let mut error = ScriptError::new("node3", ErrorKind::Failed, "No space left on device");
-        error.operation = Some("copy /a to /b".into());
+        let failure = OpError::outside(OpErrorKind::NoSpace, "Cannot copy /a to /b: No space left on device");
+        let error = ScriptError::failed("node3", failure);
         assert_eq!(
             error.to_string(),
             "node3: Cannot copy /a to /b: No space left on device"

@@ -287,7 +287,8 @@ impl Drop for Connection {
     }
 }
 
-fn would_block(error: &ssh2::Error) -> bool {
+/// Whether the call has to be made again.
+pub(super) fn would_block(error: &ssh2::Error) -> bool {
     error.code() == ErrorCode::Session(EAGAIN)
 }
 

@@ -22,6 +22,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 
+use super::super::interpret::Input;
 use super::super::op::Script;
 use super::super::posix;
 
@@ -33,6 +34,9 @@ pub const OTHER_VERSION: u8 = 75;
 
 /// Exit status of a far side whose script did not arrive whole; nothing ran.
 pub const CUT_OFF: u8 = 74;
+
+/// What the far side says on stderr when the whole script has run.
+pub const DONE: &str = "@onestore-done";
 
 /// Bytes of an end mark.
 pub const MARK_LEN: usize = 32;
@@ -48,7 +52,7 @@ pub const COMMAND: &str = concat!(
     "[ \"${#t}\" = \"$n\" ] || exit 74; ",
     "(trap \"\" PIPE; while sleep 2 </dev/null >/dev/null 2>&1; do printf \"\\0\" >&2 || break; done; ",
     "trap \"\" TERM; kill -TERM 0; sleep 3; kill -KILL 0) >/dev/null & w=$!; ",
-    "(eval \"$t\"); s=$?; kill $w; exit $s'"
+    "(eval \"$t\"); s=$?; kill $w; [ $s = 0 ] && echo @onestore-done >&2; exit $s'"
 );
 
 /// A script ready to be sent.
@@ -87,7 +91,7 @@ fn random_mark() -> io::Result<Vec<u8>> {
 /// What has to be written to standard input: head, data, mark. A reader that fails ends it without the mark.
 pub struct Outgoing<'a> {
     head: io::Cursor<Vec<u8>>,
-    data: Option<&'a mut (dyn Read + Send)>,
+    data: Option<Input<'a>>,
     mark: io::Cursor<Vec<u8>>,
     failed: bool,
 }
@@ -95,7 +99,7 @@ pub struct Outgoing<'a> {
 impl<'a> Outgoing<'a> {
     /// Of a delivery and the data that the script receives.
     #[must_use]
-    pub fn new(delivery: Delivery, data: Option<&'a mut (dyn Read + Send)>) -> Self {
+    pub fn new(delivery: Delivery, data: Option<Input<'a>>) -> Self {
         Self { head: io::Cursor::new(delivery.head), data, mark: io::Cursor::new(delivery.mark), failed: false }
     }
 }
@@ -110,7 +114,11 @@ impl Read for Outgoing<'_> {
             return Ok(len);
         }
         if let Some(data) = &mut self.data {
-            match data.read(buf) {
+            let read = match data {
+                Input::Stream(reader) => reader.read(buf),
+                Input::File(file) => (&**file).read(buf),
+            };
+            match read {
                 Ok(0) => self.data = None,
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => {
                     self.failed = true;
@@ -186,7 +194,7 @@ mod tests {
             let (head, mark) = (delivery.head.len(), delivery.mark.clone());
             let mut sent = Vec::new();
             let mut reader = &data[..];
-            Outgoing::new(delivery, Some(&mut reader)).read_to_end(&mut sent).expect("reads");
+            Outgoing::new(delivery, Some(Input::Stream(&mut reader))).read_to_end(&mut sent).expect("reads");
             let stream = &sent[head..];
             let mut arrived = Vec::new();
             Incoming::new(stream, &mark).read_to_end(&mut arrived).expect("arrives");
@@ -208,7 +216,7 @@ mod tests {
         let delivery = Delivery::of(&script).expect("delivers");
         let head = delivery.head.len();
         let mut bad = Bad;
-        let mut outgoing = Outgoing::new(delivery, Some(&mut bad));
+        let mut outgoing = Outgoing::new(delivery, Some(Input::Stream(&mut bad)));
         let mut sent = Vec::new();
         assert!(outgoing.read_to_end(&mut sent).is_err());
         assert!(outgoing.read_to_end(&mut sent).is_ok());
