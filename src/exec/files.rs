@@ -139,18 +139,20 @@ pub fn tree_size(path: &Path, control: &Control) -> io::Result<u64> {
 }
 
 pub fn remove(path: &Path, tree: bool, must_exist: bool, control: &Control) -> io::Result<()> {
-    let removed = if tree {
-        walk(path, control, &mut |visit| {
-            let flags = if visit.is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-            Ok(rustix::fs::unlinkat(visit.dir, visit.name, flags)?)
-        })
-    } else {
-        fs::remove_file(path)
-    };
-    match removed {
-        Err(error) if is_absent(&error) && !must_exist => Ok(()),
-        result => result,
+    if !must_exist && absent(fs::symlink_metadata(path))?.is_none() {
+        return Ok(());
     }
+    if !tree {
+        return fs::remove_file(path);
+    }
+    walk(path, control, &mut |visit| {
+        let flags = if visit.is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        match rustix::fs::unlinkat(visit.dir, visit.name, flags) {
+            // Somebody else was quicker.
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    })
 }
 
 /// What [`walk`] came by: a directory after all that is in it, anything else as it is.
@@ -176,7 +178,10 @@ fn walk(top: &Path, control: &Control, visit: &mut dyn FnMut(Visit<'_>) -> io::R
     let mut levels = vec![(name, stat, enter(current.as_fd(), control, visit)?)];
     while let Some((_, _, todo)) = levels.last_mut() {
         if let Some((name, stat)) = todo.pop() {
-            current = open_dir(current.as_fd(), &name, &stat)?;
+            current = match open_dir(current.as_fd(), &name, &stat) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
             let inside = enter(current.as_fd(), control, visit)?;
             levels.push((name, stat, inside));
             continue;
@@ -251,12 +256,12 @@ fn temp_name(path: &Path) -> PathBuf {
 /// Makes something under a temporary name beside `path` and renames it there; a failure leaves nothing.
 fn by_rename(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let temp = temp_name(path);
-    let made = make(&temp).and_then(|()| fs::rename(&temp, path));
-    if made.is_err() {
+    let result = make(&temp).and_then(|()| fs::rename(&temp, path));
+    if result.is_err() {
         // Its own failure would say nothing new.
         let _ = fs::remove_file(&temp);
     }
-    made?;
+    result?;
     sync_dirs(&[path])
 }
 
@@ -281,16 +286,11 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let (old, new) = (fs::symlink_metadata(from)?, absent(fs::symlink_metadata(to))?);
-    let same = new.is_some_and(|new| (new.dev(), new.ino()) == (old.dev(), old.ino()));
-    if same && !old.is_dir() {
-        // `rename(2)` does nothing with two names of one file; the promise is that only `to` remains.
-        if fs::canonicalize(dir_of(from))? == fs::canonicalize(dir_of(to))? && from.file_name() == to.file_name() {
-            return Err(io::Error::other("They are the same file"));
-        }
-        fs::remove_file(from)?;
-    } else {
-        fs::rename(from, to)?;
+    if new.is_some_and(|new| (new.dev(), new.ino()) == (old.dev(), old.ino())) {
+        // `rename(2)` does nothing with two names of one file and says that all is well; `mv` refuses, and so do we.
+        return Err(io::Error::other("They are the same file"));
     }
+    fs::rename(from, to)?;
     sync_dirs(&[to, from])
 }
 
@@ -329,10 +329,10 @@ pub fn move_file(from: &Path, to: &Path, control: &Control) -> io::Result<()> {
 fn open_regular(path: &Path) -> io::Result<File> {
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).map_err(io::Error::other)?;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "It is not a regular file")),
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "It is not a regular file"));
     }
+    Ok(file)
 }
 
 pub fn copy(from: &Path, to: &Path, sparse: Sparse, control: &Control) -> io::Result<()> {

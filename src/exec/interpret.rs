@@ -55,8 +55,9 @@ pub fn run(script: &Script, io: Io<'_>, programs: &Programs, control: &Control) 
         }
         control.check().map_err(|stopped| OpError::io(index, op, &io::Error::other(stopped)))?;
         let value = match op {
-            Op::Run(cmd) => run_program(cmd, script.sends(), programs, control)
-                .map_err(|error| OpError::process(index, error))?,
+            Op::Run(cmd) => {
+                run_program(cmd, script.sends(), programs, control).map_err(|error| OpError::process(index, error))?
+            }
             Op::Lock { name, wait_seconds } => {
                 let lock = io.locks.take(name, Duration::from_secs(*wait_seconds), control);
                 held.push(lock.map_err(|error| lock_error(index, &error))?);
@@ -69,7 +70,12 @@ pub fn run(script: &Script, io: Io<'_>, programs: &Programs, control: &Control) 
     Ok(values)
 }
 
-fn run_program(cmd: &Cmd, dropped: bool, programs: &Programs, control: &Control) -> Result<Value, process::ProcessError> {
+fn run_program(
+    cmd: &Cmd,
+    dropped: bool,
+    programs: &Programs,
+    control: &Control,
+) -> Result<Value, process::ProcessError> {
     let spawn = Spawn::of(cmd, programs)?;
     let mut io = ProcessIo::of(cmd);
     if dropped {

@@ -28,7 +28,8 @@ use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_wor
 use super::staging;
 
 /// The command line of every script: any login shell hands it to sh, which reads one line and leaves the rest alone.
-pub const REMOTE_COMMAND: &str = r#"exec sh -c 'IFS= read -r s; eval "$(printf %s "$s" | base64 -d)"'"#;
+pub const REMOTE_COMMAND: &str =
+    r#"exec sh -c 'IFS= read -r s; eval "$(printf %s "$s" | base64 -d)"'"#;
 
 /// How a script travels: the remote command, and the line that comes first on its standard input.
 #[must_use]
@@ -66,8 +67,8 @@ const PROLOGUE: &str = r#"set -u
 LC_ALL=C LANG=C PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL LANG PATH
 i=- d= o= s= t=
-trap 's=$?; [ "$d" ] || echo "@onestore-failed $i $s" >&2' EXIT
-os_b() { i=$1; echo "@onestore-op $i" >&2; }
+trap 's=$?; [ "$d" ] || printf '\''\n@onestore-failed %s %s\n'\'' "$i" "$s" >&2' EXIT
+os_b() { i=$1; printf '\n@onestore-op %s\n' "$i" >&2; }
 os_die() { printf '%s\n' "$1" >&2; exit "${2:-1}"; }
 os_there() {
   o=$(stat $2 -c '%f %s %d %i' -- "$1" 2>&1) && return 0
@@ -316,19 +317,29 @@ fn lock(name: &str, wait_seconds: u64, fd: usize) -> String {
 fn run(cmd: &Cmd, programs: &Programs, dropped: bool) -> String {
     let mut line = String::new();
     if let Some(text) = &cmd.secret_stdin {
-        let _ = write!(line, "printf %s '{}' | base64 -d | ", BASE64.encode(text.reveal()));
+        let _ = write!(
+            line,
+            "printf %s '{}' | base64 -d | ",
+            BASE64.encode(text.reveal())
+        );
     }
     for (name, value) in &cmd.secret_env {
         let _ = write!(line, "{name}={} ", quote(OsStr::new(value.reveal())));
     }
     let argv: Vec<String> = programs.argv(cmd).iter().map(|word| quote(word)).collect();
-    let statuses: String = cmd.also_ok.iter().fold(String::from("0"), |list, status| format!("{list} {status}"));
+    let statuses: String = cmd
+        .also_ok
+        .iter()
+        .fold(String::from("0"), |list, status| format!("{list} {status}"));
     let take = if dropped {
         "os_r >/dev/null 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; s=$?"
     } else {
         "os_cap os_r"
     };
-    format!("os_r() {{ {line}{}; }}\n{take}\nos_ok {statuses}", argv.join(" "))
+    format!(
+        "os_r() {{ {line}{}; }}\n{take}\nos_ok {statuses}",
+        argv.join(" ")
+    )
 }
 
 /// An answer that is not what the script promises: something else on the far side writes to stdout, or it was cut off.
@@ -357,13 +368,18 @@ pub fn parse(script: &Script, stdout: &[u8]) -> Result<Vec<Value>, BadAnswer> {
     }
     let mut lines = stdout.split(|byte| *byte == b'\n');
     let answers = script.ops.iter().enumerate().map(|(index, op)| {
-        let bad = || BadAnswer { index, op: op.to_string() };
+        let bad = || BadAnswer {
+            index,
+            op: op.to_string(),
+        };
         if !answers(op) {
             return Ok(Value::Done);
         }
         // A login shell's own words may stand before the first answer; they do not look like ours.
         let prefix = format!("{index} ");
-        let payload = lines.find_map(|line| line.strip_prefix(prefix.as_bytes())).ok_or_else(bad)?;
+        let payload = lines
+            .find_map(|line| line.strip_prefix(prefix.as_bytes()))
+            .ok_or_else(bad)?;
         value(op, payload).ok_or_else(bad)
     });
     answers.collect()
@@ -376,7 +392,8 @@ fn answers(op: &Op) -> bool {
 
 fn value(op: &Op, payload: &[u8]) -> Option<Value> {
     if payload == b"-" {
-        return matches!(op, Op::Stat { .. } | Op::ReadLink { .. } | Op::List { .. }).then_some(Value::Absent);
+        return matches!(op, Op::Stat { .. } | Op::ReadLink { .. } | Op::List { .. })
+            .then_some(Value::Absent);
     }
     if let Some(text) = payload.strip_prefix(b":") {
         let text = std::str::from_utf8(text).ok()?;
@@ -389,14 +406,20 @@ fn value(op: &Op, payload: &[u8]) -> Option<Value> {
     match op {
         Op::List { .. } => {
             let names = bytes.split_inclusive(|byte| *byte == 0);
-            let names = names.map(|name| name.strip_suffix(b"\0").map(|name| OsString::from_vec(name.to_vec())));
+            let names = names.map(|name| {
+                name.strip_suffix(b"\0")
+                    .map(|name| OsString::from_vec(name.to_vec()))
+            });
             names.collect::<Option<_>>().map(Value::Names)
         }
         Op::Space { .. } => space(std::str::from_utf8(&bytes).ok()?).map(Value::Space),
         Op::Md5 { .. } => {
             // A backslash in front says that the name was escaped.
             let digest = bytes.strip_prefix(b"\\").unwrap_or(&bytes).get(..32)?;
-            digest.iter().all(u8::is_ascii_hexdigit).then(|| Value::Bytes(digest.to_vec()))
+            digest
+                .iter()
+                .all(u8::is_ascii_hexdigit)
+                .then(|| Value::Bytes(digest.to_vec()))
         }
         Op::ReadLink { .. } | Op::Read { .. } | Op::Run(_) => Some(Value::Bytes(bytes)),
         _ => None,
@@ -408,7 +431,13 @@ fn stat(text: &str) -> Option<Stat> {
     let mut fields = text.split(' ');
     let mode = u32::from_str_radix(fields.next()?, 16).ok()?;
     let mut number = || fields.next()?.parse().ok();
-    Some(Stat { kind: kind(mode), size: number()?, mode: mode & 0o7777, dev: number()?, ino: number()? })
+    Some(Stat {
+        kind: kind(mode),
+        size: number()?,
+        mode: mode & 0o7777,
+        dev: number()?,
+        ino: number()?,
+    })
 }
 
 /// The kind of a file by its mode (`S_IFMT` of `inode(7)`).
@@ -429,7 +458,11 @@ fn space(text: &str) -> Option<Space> {
         "-" => Some(0),
         field => field.parse().ok(),
     };
-    Some(Space { total_mib: number()?, used_mib: number()?, free_mib: number()? })
+    Some(Space {
+        total_mib: number()?,
+        used_mib: number()?,
+        free_mib: number()?,
+    })
 }
 
 /// What a script that ended with `status` (`None`: by a signal) failed of. `stderr` may be the tail only.
@@ -443,17 +476,29 @@ pub fn failure(script: &Script, status: Option<i32>, stderr: &[u8]) -> OpError {
     let found = lines.iter().enumerate().rev().find_map(|(at, line)| {
         let (index, status) = line.strip_prefix("@onestore-failed ")?.split_once(' ')?;
         let index: usize = index.parse().ok()?;
-        Some((at, index, script.ops.get(index)?, status.trim().parse().ok()?))
+        Some((
+            at,
+            index,
+            script.ops.get(index)?,
+            status.trim().parse().ok()?,
+        ))
     });
     let (at, index, op, status) = match found {
         Some(found) => found,
         None => return no_shell(status, &text),
     };
     let begin = format!("@onestore-op {index}");
-    let after = lines[..at].iter().rposition(|line| *line == begin).map_or(0, |at| at + 1);
+    let after = lines[..at]
+        .iter()
+        .rposition(|line| *line == begin)
+        .map_or(0, |at| at + 1);
     let said = lines[after..at].join("\n");
     if let Some(fault) = fault(script, index) {
-        return OpError::new(index, OpErrorKind::Script, format!("{}: {fault}", super::error::cannot(op)));
+        return OpError::new(
+            index,
+            OpErrorKind::Script,
+            format!("{}: {fault}", super::error::cannot(op)),
+        );
     }
     match op {
         Op::Run(cmd) => OpError::process(index, program_failure(cmd, status, said)),
@@ -467,7 +512,11 @@ pub fn failure(script: &Script, status: Option<i32>, stderr: &[u8]) -> OpError {
                 Some((_, cause)) => cause.to_owned(),
                 None => words,
             });
-            OpError::text(index, op, &cause.unwrap_or_else(|| format!("exit status {status}")))
+            OpError::text(
+                index,
+                op,
+                &cause.unwrap_or_else(|| format!("exit status {status}")),
+            )
         }
     }
 }
@@ -476,11 +525,17 @@ pub fn failure(script: &Script, status: Option<i32>, stderr: &[u8]) -> OpError {
 fn program_failure(cmd: &Cmd, status: i32, stderr: String) -> ProcessError {
     let not_found = |line: &str| line.ends_with("not found") || line.contains("failed to execute");
     let kind = if status == 127 && stderr.lines().any(not_found) {
-        ProcessErrorKind::Missing(Missing { program: cmd.program.clone() })
+        ProcessErrorKind::Missing(Missing {
+            program: cmd.program.clone(),
+        })
     } else {
         ProcessErrorKind::Status(status)
     };
-    ProcessError { command: cmd.to_string(), kind, stderr }
+    ProcessError {
+        command: cmd.to_string(),
+        kind,
+        stderr,
+    }
 }
 
 fn no_shell(status: Option<i32>, text: &str) -> OpError {

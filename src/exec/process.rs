@@ -173,11 +173,7 @@ impl Programs {
 /// Limits by way of `prlimit(1)`: in force before the program's first instruction, as a call on a child's number would
 /// not be, in bytes, as `ulimit` is not in every shell, and inherited through sudo.
 fn limits_argv(limits: Limits) -> Vec<OsString> {
-    let options = [
-        ("cpu", limits.cpu_seconds),
-        ("as", limits.address_space),
-        ("fsize", limits.file_size),
-    ];
+    let options = [("cpu", limits.cpu_seconds), ("as", limits.address_space), ("fsize", limits.file_size)];
     let options = options.iter().filter_map(|(name, value)| value.map(|value| format!("--{name}={value}").into()));
     let options: Vec<OsString> = options.collect();
     if options.is_empty() {
@@ -341,7 +337,9 @@ impl fmt::Display for ProcessError {
             ProcessErrorKind::Status(status) => write!(f, "{command} failed with exit status {status}")?,
             ProcessErrorKind::Signal(signal) => write!(f, "{command} was ended by signal {signal}")?,
             ProcessErrorKind::Stopped(Stopped::Cancelled) => return write!(f, "{command} was cancelled by a signal"),
-            ProcessErrorKind::Stopped(Stopped::Deadline) => return write!(f, "{command} took too long and was stopped"),
+            ProcessErrorKind::Stopped(Stopped::Deadline) => {
+                return write!(f, "{command} took too long and was stopped");
+            }
         }
         match last_words(&self.stderr) {
             Some(words) => write!(f, ": {words}"),
@@ -382,7 +380,7 @@ pub fn run(spawn: &Spawn, io: ProcessIo<'_>, control: &Control) -> Result<Finish
     let (ended, fed) = thread::scope(|scope| {
         // The feeder is told to stop by this pair when the child has ended.
         let (stop, stopped) = UnixStream::pair()?;
-        let feeder = running.child.stdin.take().map(|pipe| scope.spawn(move || feed(stdin, pipe, &stopped)));
+        let feeder = running.child.stdin.take().map(|pipe| scope.spawn(move || feed(stdin, &pipe, &stopped)));
         let ended = running.wait(&mut output, control);
         drop(stop);
         let fed = feeder.map_or(Ok(()), |feeder| {
@@ -588,11 +586,11 @@ impl Output<'_> {
 }
 
 /// Writes a child's input until it ends, the child closes it, or `stopped` is hung up.
-fn feed(stdin: Stdin<'_>, pipe: std::process::ChildStdin, stopped: &UnixStream) -> io::Result<()> {
-    rustix::io::ioctl_fionbio(&pipe, true)?;
+fn feed(stdin: Stdin<'_>, pipe: &std::process::ChildStdin, stopped: &UnixStream) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(pipe, true)?;
     match stdin {
         Stdin::Null | Stdin::File(_) => Ok(()),
-        Stdin::Bytes(bytes) => write_until(&pipe, &bytes, stopped.as_fd()).map(|_| ()),
+        Stdin::Bytes(bytes) => write_until(pipe, &bytes, stopped.as_fd()).map(|_| ()),
         Stdin::Stream(reader) => {
             let mut block = vec![0; 256 << 10];
             loop {
@@ -602,7 +600,7 @@ fn feed(stdin: Stdin<'_>, pipe: std::process::ChildStdin, stopped: &UnixStream) 
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                     Err(error) => return Err(error),
                 };
-                if !write_until(&pipe, &block[..len], stopped.as_fd())? {
+                if !write_until(pipe, &block[..len], stopped.as_fd())? {
                     return Ok(());
                 }
             }
@@ -619,7 +617,8 @@ fn write_until(mut pipe: &std::process::ChildStdin, mut bytes: &[u8], stopped: B
                 io::ErrorKind::BrokenPipe => return Ok(false),
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock => {
-                    let mut fds = [PollFd::new(&pipe, PollFlags::OUT), PollFd::from_borrowed_fd(stopped, PollFlags::IN)];
+                    let mut fds =
+                        [PollFd::new(&pipe, PollFlags::OUT), PollFd::from_borrowed_fd(stopped, PollFlags::IN)];
                     wait_for(&mut fds, None)?;
                     if !fds[1].revents().is_empty() {
                         return Ok(false);

@@ -180,10 +180,7 @@ pub fn dead(names: &[OsString], me: &Owner) -> Vec<OsString> {
 #[must_use]
 pub fn retire(staging: &Path) -> Script {
     let in_dir = staging.parent().unwrap_or(Path::new("/")).to_owned();
-    Script::new([
-        Op::Remove { path: staging.to_owned(), tree: false, must_exist: false },
-        Op::Sync { path: in_dir },
-    ])
+    Script::new([Op::Remove { path: staging.to_owned(), tree: false, must_exist: false }, Op::Sync { path: in_dir }])
 }
 
 #[cfg(test)]
@@ -207,7 +204,9 @@ mod tests {
     #[test]
     fn what_we_did_not_name_is_not_ours() {
         let tag = Owner::me().expect("proc").tag();
-        for name in ["x.part", "1-2-3-4.a.part", &format!("{tag}..part"), &format!("{tag}.a"), &format!("{tag}....part")] {
+        for name in
+            ["x.part", "1-2-3-4.a.part", &format!("{tag}..part"), &format!("{tag}.a"), &format!("{tag}....part")]
+        {
             assert_eq!(final_of(&Path::new("/ds/.onestore").join(name)), None, "{name}");
         }
         assert_eq!(final_of(&Path::new("/ds/x").join(format!("{tag}.a.part"))), None);
@@ -220,7 +219,8 @@ mod tests {
         assert!(other(&me).is_dead(&me), "another process with the same number");
         assert!(Owner { boot: !me.boot, ..me.clone() }.is_dead(&me));
         assert!(!Owner { machine: !me.machine, ..other(&me) }.is_dead(&me));
-        let name = |owner: &Owner| staging_path(Path::new("/"), owner, OsStr::new("a")).file_name().map(OsStr::to_owned);
+        let name =
+            |owner: &Owner| staging_path(Path::new("/"), owner, OsStr::new("a")).file_name().map(OsStr::to_owned);
         let names: Vec<_> = [name(&me), name(&other(&me)), Some("lost+found".into())].into_iter().flatten().collect();
         assert_eq!(dead(&names, &me), [names[1].clone()]);
     }

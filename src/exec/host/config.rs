@@ -1,6 +1,6 @@
 //! What the operator's ssh configuration says about a host: `ssh -G host`, read once per host.
 //!
-//! `ssh -G` is the only reader of ssh_config(5) that agrees with the client about `Match`, `Include` and tokens, so it
+//! `ssh -G` is the only reader of `ssh_config(5)` that agrees with the client about `Match`, `Include` and tokens, so it
 //! is asked with the very words that later connect (contract 01 §13: the environment's `SSH` may be several words).
 
 use std::path::{Path, PathBuf};
@@ -18,7 +18,11 @@ const ASK_LIMIT: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// [`ProcessError`]: there is no ssh, it is a stand-in that knows no `-G`, or the configuration is broken.
-pub fn ask(host: &HostName, programs: &Programs, control: &Control) -> Result<SshConfig, ProcessError> {
+pub fn ask(
+    host: &HostName,
+    programs: &Programs,
+    control: &Control,
+) -> Result<SshConfig, ProcessError> {
     let spawn = Spawn::of(&Cmd::new("ssh").args(["-G", "--", host.as_str()]), programs)?;
     let answer = process::run(&spawn, ProcessIo::default(), &control.within(ASK_LIMIT))?;
     Ok(SshConfig::parse(&String::from_utf8_lossy(&answer.stdout)))
@@ -96,7 +100,7 @@ impl SshConfig {
             .collect()
     }
 
-    /// Names under which known_hosts files list the host: the alias; or `[name]:port` and then the bare name.
+    /// Names under which `known_hosts` files list the host: the alias; or `[name]:port` and then the bare name.
     #[must_use]
     pub fn known_as(&self) -> Vec<String> {
         if let Some(alias) = self.get("hostkeyalias") {

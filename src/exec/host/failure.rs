@@ -16,7 +16,13 @@ use super::{ErrorKind, ScriptError};
 ///
 /// # Errors
 /// [`ScriptError`] of every kind but `Stopped` and `Stream`.
-pub fn judge(host: &str, script: &Script, status: Option<i32>, stdout: &[u8], stderr: &[u8]) -> Result<Vec<Value>, ScriptError> {
+pub fn judge(
+    host: &str,
+    script: &Script,
+    status: Option<i32>,
+    stdout: &[u8],
+    stderr: &[u8],
+) -> Result<Vec<Value>, ScriptError> {
     let text = without_noise(stderr);
     let lost = |why: &str| Err(ScriptError::new(host, ErrorKind::Lost, why));
     if status == Some(0) {
@@ -24,7 +30,10 @@ pub fn judge(host: &str, script: &Script, status: Option<i32>, stdout: &[u8], st
         if !text.lines().any(|line| line == DONE) {
             return lost("The remote shell ended without a word");
         }
-        return posix::parse(script, stdout).map_err(|bad| ScriptError::new(host, ErrorKind::Protocol, bad.to_string()));
+        // The watcher's, see `wire`.
+        let answers: Vec<u8> = stdout.iter().copied().filter(|byte| *byte != 0).collect();
+        return posix::parse(script, &answers)
+            .map_err(|bad| ScriptError::new(host, ErrorKind::Protocol, bad.to_string()));
     }
     let failure = posix::failure(script, status, text.as_bytes());
     if failure.index.is_some() {
@@ -33,7 +42,10 @@ pub fn judge(host: &str, script: &Script, status: Option<i32>, stdout: &[u8], st
     if status == Some(CUT_OFF.into()) {
         return lost("The script did not arrive whole");
     }
-    let words: Vec<&str> = text.lines().filter(|line| !line.starts_with("@onestore-")).collect();
+    let words: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("@onestore-"))
+        .collect();
     match connection_failure(status, &words.join("\n")) {
         // Our own lines show that the script had begun.
         Some(why) if stdout.is_empty() && !text.contains("@onestore-") => {
@@ -245,19 +257,37 @@ mod tests {
     fn whose_fault_it_is_is_told_apart() {
         let script = Script::from(Op::Run(Cmd::new("false")));
         let kind = |status, stdout: &[u8], stderr: &str| {
-            judge("node3", &script, status, stdout, stderr.as_bytes()).expect_err("fails").kind
+            judge("node3", &script, status, stdout, stderr.as_bytes())
+                .expect_err("fails")
+                .kind
         };
         let refused = "ssh: connect to host node3 port 22: Connection refused\r\n";
         assert_eq!(kind(Some(255), b"", refused), ErrorKind::Unreachable);
         let cut = "@onestore-op 0\nclient_loop: send disconnect: Broken pipe\r\n";
         assert_eq!(kind(Some(255), b"", cut), ErrorKind::Lost);
         // A command of the script may itself end with 255.
-        assert_eq!(kind(Some(255), b"0 \n", "@onestore-op 0\nno\n@onestore-failed 0 255\n"), ErrorKind::Failed);
-        assert_eq!(kind(Some(1), b"", "This account is currently not available.\n"), ErrorKind::Failed);
+        assert_eq!(
+            kind(
+                Some(255),
+                b"0 \n",
+                "@onestore-op 0\nno\n@onestore-failed 0 255\n"
+            ),
+            ErrorKind::Failed
+        );
+        assert_eq!(
+            kind(Some(1), b"", "This account is currently not available.\n"),
+            ErrorKind::Failed
+        );
         assert_eq!(kind(Some(74), b"", ""), ErrorKind::Lost);
         assert_eq!(kind(Some(0), b"0 \n", ""), ErrorKind::Lost);
         assert_eq!(kind(Some(0), b"", "@onestore-done\n"), ErrorKind::Protocol);
-        let good = judge("node3", &script, Some(0), b"0 YQ==\n", b"@onestore-op 0\n\0@onestore-done\n");
+        let good = judge(
+            "node3",
+            &script,
+            Some(0),
+            b"0 Y\0Q==\n",
+            b"@onestore-op 0\n\0@onestore-done\n",
+        );
         assert_eq!(good.expect("answers"), [Value::Bytes(b"a".to_vec())]);
     }
 }

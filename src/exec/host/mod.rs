@@ -94,7 +94,12 @@ pub trait Host: Send + Sync {
     ///
     /// # Errors
     /// [`ScriptError`], whose kind says whether anything can have run.
-    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError>;
+    fn run(
+        &self,
+        script: &Script,
+        io: Io<'_>,
+        control: &Control,
+    ) -> Result<Vec<Value>, ScriptError>;
 }
 
 /// Why a script did not run to its end.
@@ -122,7 +127,7 @@ pub struct ScriptError {
     /// What sort of failure it is.
     pub kind: ErrorKind,
     /// The operation that failed, where one is to blame.
-    pub failure: Option<OpError>,
+    pub failure: Option<Box<OpError>>,
     /// The cause, without trailing stop. Empty where [`ScriptError::failure`] says it all.
     pub detail: String,
 }
@@ -130,16 +135,32 @@ pub struct ScriptError {
 impl fmt::Display for ScriptError {
     /// One line that names the host, what failed and why.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, kind, failure, detail } = self;
+        let Self {
+            host,
+            kind,
+            failure,
+            detail,
+        } = self;
         if let Some(failure) = failure {
             return write!(f, "{host}: {failure}");
         }
-        let detail = detail.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
+        let detail = detail
+            .split(['\n', '\r'])
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect::<Vec<_>>()
+            .join("; ");
         match kind {
             ErrorKind::Unreachable => {
-                write!(f, "Cannot reach {host} by ssh: {detail}; check that oneadmin can log in with ssh {host}")
+                write!(
+                    f,
+                    "Cannot reach {host} by ssh: {detail}; check that oneadmin can log in with ssh {host}"
+                )
             }
-            ErrorKind::Lost => write!(f, "Lost the connection to {host} before it had answered: {detail}"),
+            ErrorKind::Lost => write!(
+                f,
+                "Lost the connection to {host} before it had answered: {detail}"
+            ),
             ErrorKind::Stream => write!(f, "Cannot carry the data stream of {host}: {detail}"),
             ErrorKind::Protocol => write!(f, "Cannot understand what {host} answered: {detail}"),
             ErrorKind::Failed | ErrorKind::Stopped(_) => write!(f, "{host}: {detail}"),
@@ -153,7 +174,12 @@ impl ScriptError {
     /// An error without an operation to blame.
     #[must_use]
     pub fn new(host: &str, kind: ErrorKind, detail: impl Into<String>) -> Self {
-        Self { host: host.to_owned(), kind, failure: None, detail: detail.into() }
+        Self {
+            host: host.to_owned(),
+            kind,
+            failure: None,
+            detail: detail.into(),
+        }
     }
 
     /// The work had to stop.
@@ -169,7 +195,12 @@ impl ScriptError {
             OpErrorKind::Stopped(why) => ErrorKind::Stopped(why),
             _ => ErrorKind::Failed,
         };
-        Self { host: host.to_owned(), kind, failure: Some(failure), detail: String::new() }
+        Self {
+            host: host.to_owned(),
+            kind,
+            failure: Some(Box::new(failure)),
+            detail: String::new(),
+        }
     }
 }
 
@@ -208,7 +239,10 @@ mod tests {
 
     #[test]
     fn errors_are_one_line_with_host_and_cause() {
-        let failure = OpError::outside(OpErrorKind::NoSpace, "Cannot copy /a to /b: No space left on device");
+        let failure = OpError::outside(
+            OpErrorKind::NoSpace,
+            "Cannot copy /a to /b: No space left on device",
+        );
         let error = ScriptError::failed("node3", failure);
         assert_eq!(
             error.to_string(),

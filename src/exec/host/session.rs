@@ -117,13 +117,14 @@ impl Connection {
         prefer_methods(&connection.session, target)?;
         connection.session.set_tcp_stream(socket);
         connection.session.set_blocking(false);
-        connection.session.set_keepalive(true, KEEPALIVE_SECONDS);
         connection.handshake(control, until)?;
         match connection.session.host_key() {
             Some((blob, _)) if target.known.accepts(blob) => {}
             _ => return Err(SessionError::Failed("Host key verification failed".into())),
         }
         connection.log_in(target, control, until)?;
+        // Not before: a keepalive in the middle of the negotiation is a protocol error.
+        connection.session.set_keepalive(true, KEEPALIVE_SECONDS);
         Ok(connection)
     }
 
@@ -153,8 +154,10 @@ impl Connection {
             BlockDirections::Both => PollFlags::IN | PollFlags::OUT,
         };
         wait_for(&self.socket, flags, control)?;
-        // Sends only what is due. A broken connection shows in the next call.
-        let _ = self.session.keepalive_send();
+        if !self.is_sending() {
+            // Sends only what is due. A broken connection shows in the next call.
+            let _ = self.session.keepalive_send();
+        }
         Ok(())
     }
 
@@ -177,7 +180,7 @@ impl Connection {
         loop {
             match self.session.handshake() {
                 Err(error) if would_block(&error) => {
-                    self.wait_until("negotiate", control, until)?
+                    self.wait_until("negotiate", control, until)?;
                 }
                 done => {
                     return done.map_err(|e| SessionError::new("Cannot negotiate", &e.message()));

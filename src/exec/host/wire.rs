@@ -3,7 +3,7 @@
 //! What goes to standard input of [`COMMAND`]:
 //!
 //! ```text
-//! <bytes of the sh text> <bytes of the JSON> <end mark, or ->\n
+//! <bytes of the sh text> <bytes of the JSON> <end mark, or -> <descriptor of the watcher>\n
 //! the script as sh text (super::super::posix), the same as JSON (super::super::agent)
 //! the data that Op::Receive takes, then the end mark
 //! ```
@@ -16,8 +16,10 @@
 //!
 //! - Whether the data ended or the connection did: both look like the end of a file. The end mark is random, is sent
 //!   only after the last byte, and is what makes the far side believe that it has everything.
-//! - Whether anybody still waits: sshd lets the commands of a broken connection run on. A watcher writes a NUL byte to
-//!   stderr every two seconds, and ends the whole process group when that fails.
+//! - Whether anybody still waits: sshd lets the commands of a broken connection run on. A watcher writes a NUL byte
+//!   every two seconds, and ends the whole process group when that fails. It writes to stdout, where no answer holds a
+//!   NUL, for a multiplexing master whose client is gone keeps reading stderr; beside data it writes to stderr, which
+//!   does there, for data has a connection of its own.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -41,18 +43,18 @@ pub const DONE: &str = "@onestore-done";
 /// Bytes of an end mark.
 pub const MARK_LEN: usize = 32;
 
-/// The remote command line. Any login shell hands it to sh; it holds neither `'` nor `!` nor a line break inside.
+/// The remote command line. Any login shell hands it to sh; it holds neither `'` nor a line break inside.
 ///
 /// Statuses 2, 126 and 127 are those of a binary that is too old to know the verb, or that does not run there.
 pub const COMMAND: &str = concat!(
     "exec sh -c 'a=${SCRIPTS_REMOTE_DIR:-/var/tmp/one}/onestore/onestore; if [ -x \"$a\" ]; then \"$a\" agent ",
     env!("CARGO_PKG_VERSION"),
     "/1; s=$?; case $s in 2|75|126|127) ;; *) exit $s ;; esac; fi; ",
-    "IFS=\" \" read -r n j os_end || exit 74; t=$(head -c \"$n\"); head -c \"$j\" >/dev/null; ",
+    "IFS=\" \" read -r n j os_end b || exit 74; t=$(head -c \"$n\"); head -c \"$j\" >/dev/null; ",
     "[ \"${#t}\" = \"$n\" ] || exit 74; ",
-    "(trap \"\" PIPE; while sleep 2 </dev/null >/dev/null 2>&1; do printf \"\\0\" >&2 || break; done; ",
-    "trap \"\" TERM; kill -TERM 0; sleep 3; kill -KILL 0) >/dev/null & w=$!; ",
-    "(eval \"$t\"); s=$?; kill $w; [ $s = 0 ] && echo @onestore-done >&2; exit $s'"
+    "(trap \"\" PIPE; while sleep 2 </dev/null >/dev/null 2>&1; do printf \"\\0\" >&$b || break; done; ",
+    "trap \"\" TERM; kill -TERM 0; sleep 3; kill -KILL 0) & w=$!; ",
+    "(eval \"$t\"); s=$?; kill $w; [ $s = 0 ] && printf \"\\n@onestore-done\\n\" >&2; exit $s'"
 );
 
 /// A script ready to be sent.
@@ -74,9 +76,23 @@ impl Delivery {
         // `$(…)` drops line breaks at the end, and the length has to match.
         let text = text.trim_end_matches('\n');
         let json = serde_json::to_string(script).map_err(io::Error::other)?;
-        let mark = if script.receives() { random_mark()? } else { Vec::new() };
-        let shown = if mark.is_empty() { "-".into() } else { String::from_utf8_lossy(&mark).into_owned() };
-        let head = format!("{} {} {shown}\n{text}{json}", text.len(), json.len()).into_bytes();
+        let mark = if script.receives() {
+            random_mark()?
+        } else {
+            Vec::new()
+        };
+        let shown = if mark.is_empty() {
+            "-".into()
+        } else {
+            String::from_utf8_lossy(&mark).into_owned()
+        };
+        let watched = if script.sends() { 2 } else { 1 };
+        let head = format!(
+            "{} {} {shown} {watched}\n{text}{json}",
+            text.len(),
+            json.len()
+        )
+        .into_bytes();
         Ok(Self { head, mark })
     }
 }
@@ -85,7 +101,10 @@ impl Delivery {
 fn random_mark() -> io::Result<Vec<u8>> {
     let mut bytes = [0_u8; MARK_LEN / 2];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect())
+    Ok(bytes
+        .iter()
+        .flat_map(|byte| format!("{byte:02x}").into_bytes())
+        .collect())
 }
 
 /// What has to be written to standard input: head, data, mark. A reader that fails ends it without the mark.
@@ -100,7 +119,12 @@ impl<'a> Outgoing<'a> {
     /// Of a delivery and the data that the script receives.
     #[must_use]
     pub fn new(delivery: Delivery, data: Option<Input<'a>>) -> Self {
-        Self { head: io::Cursor::new(delivery.head), data, mark: io::Cursor::new(delivery.mark), failed: false }
+        Self {
+            head: io::Cursor::new(delivery.head),
+            data,
+            mark: io::Cursor::new(delivery.mark),
+            failed: false,
+        }
     }
 }
 
@@ -142,7 +166,12 @@ pub struct Incoming<R> {
 impl<R: Read> Incoming<R> {
     /// Expects `mark` after the data; an empty mark means that there is no data.
     pub fn new(inner: R, mark: &[u8]) -> Self {
-        Self { inner, mark: mark.to_vec(), held: Vec::new(), ended: mark.is_empty() }
+        Self {
+            inner,
+            mark: mark.to_vec(),
+            held: Vec::new(),
+            ended: mark.is_empty(),
+        }
     }
 }
 
@@ -155,7 +184,12 @@ impl<R: Read> Read for Incoming<R> {
             let mut block = vec![0; 256 << 10];
             match self.inner.read(&mut block) {
                 Ok(0) if self.held == self.mark => self.ended = true,
-                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "The stream was cut off")),
+                Ok(0) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "The stream was cut off",
+                    ));
+                }
                 Ok(len) => self.held.extend_from_slice(&block[..len]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -180,10 +214,17 @@ mod tests {
 
     #[test]
     fn the_command_can_stand_in_single_quotes_of_any_shell() {
-        let inner = COMMAND.strip_prefix("exec sh -c '").and_then(|rest| rest.strip_suffix('\'')).expect("its form");
-        assert!(!inner.contains(['\'', '!', '\n']));
+        let inner = COMMAND
+            .strip_prefix("exec sh -c '")
+            .and_then(|rest| rest.strip_suffix('\''))
+            .expect("its form");
+        assert!(!inner.contains(['\'', '\n']));
         assert!(inner.contains(&format!("agent {VERSION};")));
-        assert!(inner.contains(&OTHER_VERSION.to_string()) && inner.contains(&format!("exit {CUT_OFF}")));
+        assert!(
+            inner.contains(&OTHER_VERSION.to_string())
+                && inner.contains(&format!("exit {CUT_OFF}"))
+                && inner.contains(DONE)
+        );
     }
 
     proptest! {
@@ -212,7 +253,10 @@ mod tests {
                 Err(io::Error::other("no more"))
             }
         }
-        let script = Script::from(Op::Receive { path: "/a".into(), sparse: Sparse::Holes });
+        let script = Script::from(Op::Receive {
+            path: "/a".into(),
+            sparse: Sparse::Holes,
+        });
         let delivery = Delivery::of(&script).expect("delivers");
         let head = delivery.head.len();
         let mut bad = Bad;
