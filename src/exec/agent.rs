@@ -20,6 +20,7 @@ use super::error::{OpError, OpErrorKind};
 use super::host::wire::{CUT_OFF, DONE, Incoming, MARK_LEN, OTHER_VERSION, VERSION};
 use super::interpret::{self, Input, Io};
 use super::op::{FileKind, Op, Script, Value};
+use super::posix::END;
 use super::process::Programs;
 
 /// Longest first line: two numbers and a mark.
@@ -44,12 +45,7 @@ pub fn serve(version: &OsStr) -> u8 {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| cancel_when_unread(&io::stdout(), &cancel, &over));
-        let status = serve_on(
-            &mut io::stdin(),
-            &mut io::stdout(),
-            &mut io::stderr(),
-            &Control::new(cancel.clone()),
-        );
+        let status = serve_on(&mut io::stdin(), &mut io::stdout(), &mut io::stderr(), &Control::new(cancel.clone()));
         over.store(true, Ordering::SeqCst);
         // Wakes the watcher; nothing looks at the flag any more.
         cancel.set();
@@ -60,14 +56,8 @@ pub fn serve(version: &OsStr) -> u8 {
 /// Sets the flag once nobody reads `output` any more: then the connection is gone.
 fn cancel_when_unread(output: &impl AsFd, cancel: &Cancel, over: &AtomicBool) {
     while !over.load(Ordering::SeqCst) {
-        let mut fds = [
-            PollFd::new(output, PollFlags::empty()),
-            PollFd::new(cancel, PollFlags::IN),
-        ];
-        let timeout = Timespec {
-            tv_sec: 60,
-            tv_nsec: 0,
-        };
+        let mut fds = [PollFd::new(output, PollFlags::empty()), PollFd::new(cancel, PollFlags::IN)];
+        let timeout = Timespec { tv_sec: 60, tv_nsec: 0 };
         let _ = poll(&mut fds, Some(&timeout));
         if !fds[0].revents().is_empty() {
             cancel.set();
@@ -96,18 +86,10 @@ fn serve_on(
     // As in the sh form: from here on whatever fails is the script's failure.
     let _ = writeln!(errors, "@onestore-op 0");
     let mut data = Incoming::new(&mut input, &mark);
-    let io = Io {
-        input: Some(Input::Stream(&mut data)),
-        output: Some(&mut *output),
-        ..Io::default()
-    };
+    let io = Io { input: Some(Input::Stream(&mut data)), output: Some(&mut *output), ..Io::default() };
     match interpret::run(&script, io, &Programs::from_env(), control) {
         Ok(values) => {
-            let answers = if script.sends() {
-                Vec::new()
-            } else {
-                encode(&script, &values)
-            };
+            let answers = if script.sends() { Vec::new() } else { encode(&script, &values) };
             match output.write_all(&answers).and_then(|()| output.flush()) {
                 Ok(()) => {
                     let _ = write!(errors, "\n{DONE}\n");
@@ -128,16 +110,8 @@ fn read_script(input: &mut impl BufRead) -> io::Result<(Script, Vec<u8>)> {
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let mut line = String::new();
     input.take(FIRST_LINE).read_line(&mut line)?;
-    let mut words = line
-        .strip_suffix('\n')
-        .ok_or_else(|| bad("No first line"))?
-        .split(' ');
-    let mut number = || {
-        words
-            .next()
-            .and_then(|word| word.parse::<u64>().ok())
-            .ok_or_else(|| bad("No length"))
-    };
+    let mut words = line.strip_suffix('\n').ok_or_else(|| bad("No first line"))?.split(' ');
+    let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).ok_or_else(|| bad("No length"));
     let (text_len, json_len) = (number()?, number()?);
     let mark = match words.next() {
         Some("-") => Vec::new(),
@@ -165,28 +139,20 @@ fn encode(script: &Script, values: &[Value]) -> Vec<u8> {
                 format!(":{mode:x} {} {} {}", stat.size, stat.dev, stat.ino)
             }
             Value::Space(space) => {
-                let text = format!(
-                    "as df\n{} {} {}\n",
-                    space.total_mib, space.used_mib, space.free_mib
-                );
+                let text = format!("as df\n{} {} {}\n", space.total_mib, space.used_mib, space.free_mib);
                 BASE64.encode(text)
             }
             Value::Number(number) => format!(":{number}"),
             Value::Bytes(bytes) => BASE64.encode(bytes),
             Value::Names(names) => {
-                let list: Vec<u8> = names
-                    .iter()
-                    .flat_map(|name| [name.as_bytes(), b"\0"].concat())
-                    .collect();
+                let list: Vec<u8> = names.iter().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect();
                 BASE64.encode(list)
             }
         };
-        debug_assert!(
-            !matches!(op, Op::Send { .. }),
-            "a script that sends answers nothing"
-        );
+        debug_assert!(!matches!(op, Op::Send { .. }), "a script that sends answers nothing");
         out.extend_from_slice(format!("{index} {payload}\n").as_bytes());
     }
+    out.extend_from_slice(format!("{END}\n").as_bytes());
     out
 }
 
@@ -209,11 +175,7 @@ fn complaint(error: &OpError) -> Vec<u8> {
         OpErrorKind::MissingProgram => (format!("{error}: not found"), 127),
         _ => (error.to_string(), 1),
     };
-    format!(
-        "\n@onestore-op {index}\n{}\n@onestore-failed {index} {status}\n",
-        said.trim_end()
-    )
-    .into_bytes()
+    format!("\n@onestore-op {index}\n{}\n@onestore-failed {index} {status}\n", said.trim_end()).into_bytes()
 }
 
 #[cfg(test)]
@@ -231,9 +193,7 @@ mod tests {
         let mut reader = data.unwrap_or_default();
         let input = data.is_some().then_some(Input::Stream(&mut reader));
         let mut sent = Vec::new();
-        Outgoing::new(Delivery::of(script).expect("delivers"), input)
-            .read_to_end(&mut sent)
-            .expect("reads");
+        Outgoing::new(Delivery::of(script).expect("delivers"), input).read_to_end(&mut sent).expect("reads");
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let control = Control::only_within(Duration::from_secs(60));
         let status = serve_on(&mut &sent[..], &mut out, &mut err, &control);
@@ -246,116 +206,49 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         std::fs::write(at("it's\n"), "x").expect("writes");
         let questions = Script::new([
-            Op::Stat {
-                path: at(""),
-                follow: true,
-            },
-            Op::Stat {
-                path: at("none"),
-                follow: false,
-            },
-            Op::List {
-                path: dir.path().to_owned(),
-            },
-            Op::Read {
-                path: at("it's\n"),
-                offset: 0,
-                len: 9,
-            },
-            Op::TreeSize {
-                path: dir.path().to_owned(),
-            },
+            Op::Stat { path: at(""), follow: true },
+            Op::Stat { path: at("none"), follow: false },
+            Op::List { path: dir.path().to_owned() },
+            Op::Read { path: at("it's\n"), offset: 0, len: 9 },
+            Op::TreeSize { path: dir.path().to_owned() },
             Op::Md5 { path: at("it's\n") },
             Op::Run(Cmd::new("printf").arg("\\0\\377")),
             Op::MakeDir { path: at("a/b") },
         ]);
-        let here = interpret::run(
-            &questions,
-            Io::default(),
-            &Programs::default(),
-            &Control::new(Cancel::new()),
-        );
+        let here = interpret::run(&questions, Io::default(), &Programs::default(), &Control::new(Cancel::new()));
         std::fs::remove_dir_all(at("a")).expect("removes");
         assert_eq!(answered(&questions, None), Ok(here.expect("runs")));
-        let receive = Script::new([
-            Op::Receive {
-                path: at("new"),
-                sparse: Sparse::Holes,
-            },
-            Op::Rename {
-                from: at("new"),
-                to: at("c"),
-            },
-        ]);
-        assert_eq!(
-            answered(&receive, Some(b"abc")),
-            Ok(vec![Value::Number(3), Value::Done])
-        );
+        let receive = Script::from(Op::Receive { path: at("c"), sparse: Sparse::Holes });
+        assert_eq!(answered(&receive, Some(b"abc")), Ok(vec![Value::Number(3)]));
         assert_eq!(std::fs::read(at("c")).expect("reads"), b"abc");
     }
 
     #[test]
     fn failures_read_as_those_of_the_interpreter() {
         let scripts = [
-            Script::from(Op::Sync {
-                path: "/none/at/all".into(),
-            }),
-            Script::from(Op::Run(
-                Cmd::new("sh").args(["-c", "echo oh no >&2; exit 255"]),
-            )),
+            Script::from(Op::Sync { path: "/none/at/all".into() }),
+            Script::from(Op::Run(Cmd::new("sh").args(["-c", "echo oh no >&2; exit 255"]))),
             Script::from(Op::Run(Cmd::new("no-such-program-here"))),
-            Script::new([
-                Op::MakeDir { path: "/".into() },
-                Op::Sync {
-                    path: "relative".into(),
-                },
-            ]),
+            Script::new([Op::MakeDir { path: "/".into() }, Op::Sync { path: "relative".into() }]),
         ];
         for script in scripts {
-            let here = interpret::run(
-                &script,
-                Io::default(),
-                &Programs::default(),
-                &Control::new(Cancel::new()),
-            );
-            assert_eq!(
-                answered(&script, None),
-                Err(format!("node3: {}", here.expect_err("fails")))
-            );
+            let here = interpret::run(&script, Io::default(), &Programs::default(), &Control::new(Cancel::new()));
+            assert_eq!(answered(&script, None), Err(format!("node3: {}", here.expect_err("fails"))));
         }
     }
 
     #[test]
-    fn a_stream_that_is_cut_off_publishes_nothing() {
+    fn a_stream_that_is_cut_off_is_a_failure() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (part, whole) = (dir.path().join("part"), dir.path().join("whole"));
-        let script = Script::new([
-            Op::Receive {
-                path: part.clone(),
-                sparse: Sparse::Holes,
-            },
-            Op::Rename {
-                from: part,
-                to: whole.clone(),
-            },
-        ]);
+        let script = Script::from(Op::Receive { path: dir.path().join("part"), sparse: Sparse::Holes });
         let mut sent = Vec::new();
         let mut data = &[7_u8; 1000][..];
         let delivery = Delivery::of(&script).expect("delivers");
-        Outgoing::new(delivery, Some(Input::Stream(&mut data)))
-            .read_to_end(&mut sent)
-            .expect("reads");
+        Outgoing::new(delivery, Some(Input::Stream(&mut data))).read_to_end(&mut sent).expect("reads");
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let control = Control::only_within(Duration::from_secs(60));
-        assert_eq!(
-            serve_on(&mut &sent[..sent.len() - 40], &mut out, &mut err, &control),
-            1
-        );
-        assert!(!whole.exists());
-        assert_eq!(
-            serve_on(&mut &sent[..200], &mut out, &mut err, &control),
-            CUT_OFF
-        );
+        assert_eq!(serve_on(&mut &sent[..sent.len() - 40], &mut out, &mut err, &control), 1);
+        assert_eq!(serve_on(&mut &sent[..200], &mut out, &mut err, &control), CUT_OFF);
     }
 
     #[test]

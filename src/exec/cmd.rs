@@ -98,8 +98,7 @@ impl Cmd {
     /// Adds arguments in order.
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
-        self.args
-            .extend(args.into_iter().map(|a| a.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
         self
     }
 
@@ -189,12 +188,7 @@ mod tests {
 
     #[test]
     fn a_command_is_shown_as_it_would_be_typed() {
-        let cmd = Cmd::new("mkfs")
-            .args(["-t", "ext4", "a b", "it's", "x\ny"])
-            .sudo();
-        assert_eq!(
-            cmd.to_string(),
-            r"sudo -n mkfs -t ext4 'a b' 'it'\''s' 'x\ny'"
-        );
+        let cmd = Cmd::new("mkfs").args(["-t", "ext4", "a b", "it's", "x\ny"]).sudo();
+        assert_eq!(cmd.to_string(), r"sudo -n mkfs -t ext4 'a b' 'it'\''s' 'x\ny'");
     }
 }

@@ -40,11 +40,7 @@ impl Cancel {
     #[must_use]
     pub fn new() -> Self {
         let (reader, writer) = UnixStream::pair().expect("a socket pair can be made");
-        Self(Arc::new(Inner {
-            flag: Arc::new(AtomicBool::new(false)),
-            readable: reader.into(),
-            writer,
-        }))
+        Self(Arc::new(Inner { flag: Arc::new(AtomicBool::new(false)), readable: reader.into(), writer }))
     }
 
     /// A flag that SIGTERM, SIGINT and SIGHUP set.
@@ -53,11 +49,7 @@ impl Cancel {
     /// When the handlers cannot be installed.
     pub fn on_signals() -> io::Result<Self> {
         let cancel = Self::new();
-        for signal in [
-            signal_hook::consts::SIGTERM,
-            signal_hook::consts::SIGINT,
-            signal_hook::consts::SIGHUP,
-        ] {
+        for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP] {
             signal_hook::flag::register(signal, Arc::clone(&cancel.0.flag))?;
             signal_hook::low_level::pipe::register(signal, cancel.0.writer.try_clone()?)?;
         }
@@ -89,6 +81,12 @@ impl Default for Cancel {
     }
 }
 
+impl AsFd for Cancel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd()
+    }
+}
+
 /// Writes one byte; a trait only so that `&UnixStream` reads well above.
 trait WriteByte {
     fn write_byte(&mut self) -> io::Result<()>;
@@ -113,19 +111,13 @@ impl Control {
     /// Obeys `cancel`, without a deadline.
     #[must_use]
     pub fn new(cancel: Cancel) -> Self {
-        Self {
-            cancel,
-            deadline: None,
-        }
+        Self { cancel, deadline: None }
     }
 
     /// Obeys nothing but a deadline this far from now: for roll-back.
     #[must_use]
     pub fn only_within(time: Duration) -> Self {
-        Self {
-            cancel: Cancel::new(),
-            deadline: Instant::now().checked_add(time),
-        }
+        Self { cancel: Cancel::new(), deadline: Instant::now().checked_add(time) }
     }
 
     /// The same, but to be done `time` from now at the latest.
@@ -136,10 +128,7 @@ impl Control {
             (Some(old), Some(new)) => Some(old.min(new)),
             (old, new) => old.or(new),
         };
-        Self {
-            cancel: self.cancel.clone(),
-            deadline,
-        }
+        Self { cancel: self.cancel.clone(), deadline }
     }
 
     /// `Err` once the work has to stop. Cheap enough for every block of a copy.
@@ -158,10 +147,7 @@ impl Control {
 
     /// A reader that ends with an error of kind [`io::ErrorKind::Other`] holding [`Stopped`] once the work has to stop.
     pub fn reader<R: Read>(&self, inner: R) -> Controlled<R> {
-        Controlled {
-            inner,
-            control: self.clone(),
-        }
+        Controlled { inner, control: self.clone() }
     }
 }
 
@@ -192,14 +178,8 @@ mod tests {
         assert_eq!(control.check(), Err(Stopped::Cancelled));
         let mut reader = control.reader(&b"abc"[..]);
         assert!(reader.read(&mut [0; 3]).is_err());
-        let mut fds = [rustix::event::PollFd::new(
-            &cancel,
-            rustix::event::PollFlags::IN,
-        )];
-        let none = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let mut fds = [rustix::event::PollFd::new(&cancel, rustix::event::PollFlags::IN)];
+        let none = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         assert_eq!(rustix::event::poll(&mut fds, Some(&none)).expect("poll"), 1);
     }
 
@@ -207,11 +187,5 @@ mod tests {
     fn the_nearer_deadline_holds() {
         let control = Control::only_within(Duration::ZERO).within(Duration::from_secs(60));
         assert_eq!(control.check(), Err(Stopped::Deadline));
-    }
-}
-
-impl AsFd for Cancel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd()
     }
 }

@@ -30,21 +30,11 @@ impl Sshd {
         for key in ["hostkey", "otherkey", "id", "stranger"] {
             keygen(&dir.path().join(key));
         }
-        fs::copy(
-            dir.path().join("id.pub"),
-            dir.path().join("authorized_keys"),
-        )
-        .expect("copies");
+        fs::copy(dir.path().join("id.pub"), dir.path().join("authorized_keys")).expect("copies");
         for _ in 0..10 {
-            let free = TcpListener::bind(("127.0.0.1", 0))
-                .and_then(|l| l.local_addr())
-                .expect("a port");
+            let free = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a port");
             if let Some(child) = spawn(dir.path(), free.port(), extra) {
-                let sshd = Self {
-                    dir,
-                    port: free.port(),
-                    child,
-                };
+                let sshd = Self { dir, port: free.port(), child };
                 sshd.write_known_hosts("hostkey");
                 sshd.configure("");
                 return sshd;
@@ -61,11 +51,7 @@ impl Sshd {
     /// Makes `known_hosts` list this key of [`Sshd::start`] for the host.
     pub fn write_known_hosts(&self, key: &str) {
         let public = fs::read_to_string(self.path(&format!("{key}.pub"))).expect("reads");
-        fs::write(
-            self.path("known_hosts"),
-            format!("[127.0.0.1]:{} {public}", self.port),
-        )
-        .expect("writes");
+        fs::write(self.path("known_hosts"), format!("[127.0.0.1]:{} {public}", self.port)).expect("writes");
     }
 
     /// Writes the ssh configuration; `extra` lines come first and so win.
@@ -90,11 +76,7 @@ impl Sshd {
     pub fn ssh(&self, words: &[&str]) -> std::process::ExitStatus {
         let mut ssh = Command::new("ssh");
         ssh.arg("-F").arg(self.path("ssh_config")).args(words);
-        ssh.stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .expect("ssh runs")
+        ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().expect("ssh runs")
     }
 
     /// Kills the processes that serve connections, but not the one that accepts them.
@@ -124,9 +106,7 @@ impl Drop for Sshd {
 
 fn keygen(path: &Path) {
     let mut keygen = Command::new("ssh-keygen");
-    keygen
-        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-        .arg(path);
+    keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(path);
     assert!(keygen.status().expect("ssh-keygen runs").success());
 }
 
@@ -140,14 +120,8 @@ fn spawn(dir: &Path, port: u16, extra: &str) -> Option<Child> {
     );
     fs::write(dir.join("sshd_config"), config).expect("writes");
     let mut sshd = Command::new("/usr/sbin/sshd");
-    sshd.args(["-D", "-f"])
-        .arg(dir.join("sshd_config"))
-        .arg("-E")
-        .arg(dir.join("sshd.log"));
-    let mut child = sshd
-        .stdin(Stdio::null())
-        .spawn()
-        .expect("openssh-server is installed");
+    sshd.args(["-D", "-f"]).arg(dir.join("sshd_config")).arg("-E").arg(dir.join("sshd.log"));
+    let mut child = sshd.stdin(Stdio::null()).spawn().expect("openssh-server is installed");
     let until = Instant::now() + Duration::from_secs(20);
     while Instant::now() < until && child.try_wait().expect("waits").is_none() {
         let banner = TcpStream::connect(("127.0.0.1", port)).and_then(|mut stream| {
@@ -165,10 +139,7 @@ fn spawn(dir: &Path, port: u16, extra: &str) -> Option<Child> {
 }
 
 fn kill(pid: u32) {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-        .expect("a process number");
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).expect("a process number");
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
 }
 
@@ -181,11 +152,8 @@ pub fn descendants(pid: u32) -> Vec<u32> {
     let mut found = Vec::new();
     let mut next = vec![pid];
     while let Some(pid) = next.pop() {
-        let children =
-            fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        let children = children
-            .split_whitespace()
-            .filter_map(|word| word.parse::<u32>().ok());
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|word| word.parse::<u32>().ok());
         let from = found.len();
         found.extend(children);
         next.extend_from_slice(&found[from..]);
@@ -196,12 +164,7 @@ pub fn descendants(pid: u32) -> Vec<u32> {
 /// Processes whose command line holds this text.
 pub fn with_argument(text: &str) -> Vec<u32> {
     let pids = fs::read_dir("/proc").expect("proc").flatten();
-    let pids = pids.filter_map(|entry| {
-        entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-    });
+    let pids = pids.filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
     let holds = |pid: &u32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&line).contains(text)

@@ -42,10 +42,7 @@ pub fn judge(
     if status == Some(CUT_OFF.into()) {
         return lost("The script did not arrive whole");
     }
-    let words: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.starts_with("@onestore-"))
-        .collect();
+    let words: Vec<&str> = text.lines().filter(|line| !line.starts_with("@onestore-")).collect();
     match connection_failure(status, &words.join("\n")) {
         // Our own lines show that the script had begun.
         Some(why) if stdout.is_empty() && !text.contains("@onestore-") => {
@@ -100,11 +97,7 @@ pub fn without_noise(stderr: &[u8]) -> String {
     let bytes: Vec<u8> = stderr.iter().copied().filter(|b| *b != 0).collect();
     let text = String::from_utf8_lossy(&bytes);
     let kept = |line: &&str| !line.is_empty() && !NOISE.iter().any(|noise| line.starts_with(noise));
-    text.lines()
-        .map(|line| line.trim_end_matches('\r'))
-        .filter(kept)
-        .collect::<Vec<_>>()
-        .join("\n")
+    text.lines().map(|line| line.trim_end_matches('\r')).filter(kept).collect::<Vec<_>>().join("\n")
 }
 
 /// Why ssh itself failed, if it did. `status` is its exit status (`None`: a signal), `stderr` what it printed.
@@ -113,42 +106,18 @@ pub fn connection_failure(status: Option<i32>, stderr: &str) -> Option<String> {
     if status != Some(255) {
         return None;
     }
-    let lines: Vec<&str> = stderr
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    if lines
-        .iter()
-        .any(|line| line.contains("REMOTE HOST IDENTIFICATION HAS CHANGED"))
-    {
-        return Some(
-            "Host key verification failed: the host shows another key than known_hosts lists"
-                .into(),
-        );
+    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    if lines.iter().any(|line| line.contains("REMOTE HOST IDENTIFICATION HAS CHANGED")) {
+        return Some("Host key verification failed: the host shows another key than known_hosts lists".into());
     }
-    if let Some(unknown) = lines
-        .iter()
-        .find(|line| line.contains("host key is known for"))
-    {
-        return Some(format!(
-            "Host key verification failed: {}",
-            unknown.trim_end_matches('.')
-        ));
+    if let Some(unknown) = lines.iter().find(|line| line.contains("host key is known for")) {
+        return Some(format!("Host key verification failed: {}", unknown.trim_end_matches('.')));
     }
-    let config = lines.iter().find(|line| {
-        line.contains(": Bad configuration option") || line.contains(": Bad owner or")
-    });
-    let denied = || {
-        lines.iter().find(|line| {
-            line.contains(": Permission denied (") || line.starts_with("Permission denied (")
-        })
-    };
-    let known = || {
-        REASONS
-            .iter()
-            .find_map(|start| lines.iter().find(|line| line.starts_with(start)))
-    };
+    let config =
+        lines.iter().find(|line| line.contains(": Bad configuration option") || line.contains(": Bad owner or"));
+    let denied =
+        || lines.iter().find(|line| line.contains(": Permission denied (") || line.starts_with("Permission denied ("));
+    let known = || REASONS.iter().find_map(|start| lines.iter().find(|line| line.starts_with(start)));
     let closed = || {
         let closed = |line: &&&str| line.starts_with("Connection to ") && line.contains("closed");
         lines.iter().find(closed)
@@ -156,10 +125,9 @@ pub fn connection_failure(status: Option<i32>, stderr: &str) -> Option<String> {
     match config.or_else(known).or_else(denied).or_else(closed) {
         Some(line) => Some(shortened(line)),
         // ssh is silent under `LogLevel QUIET`; the scripts we send never end with 255 themselves.
-        None => Some(lines.last().map_or_else(
-            || "ssh ended with status 255 and said nothing".into(),
-            |l| shortened(l),
-        )),
+        None => {
+            Some(lines.last().map_or_else(|| "ssh ended with status 255 and said nothing".into(), |l| shortened(l)))
+        }
     }
 }
 
@@ -184,18 +152,12 @@ mod tests {
 
     /// Texts that OpenSSH 9.2 printed, and what we make of them.
     const CAPTURED: [(&str, &str); 10] = [
-        (
-            "ssh: connect to host 127.0.0.1 port 1: Connection refused\r\n",
-            "Connection refused",
-        ),
+        ("ssh: connect to host 127.0.0.1 port 1: Connection refused\r\n", "Connection refused"),
         (
             "ssh: Could not resolve hostname nosuch.invalid: Name or service not known\r\n",
             "Could not resolve hostname nosuch.invalid: Name or service not known",
         ),
-        (
-            "root@127.0.0.1: Permission denied (publickey).\r\n",
-            "Permission denied (publickey)",
-        ),
+        ("root@127.0.0.1: Permission denied (publickey).\r\n", "Permission denied (publickey)"),
         (
             "Load key \"/a/id\": invalid format\r\nroot@127.0.0.1: Permission denied (publickey).\r\n",
             "Permission denied (publickey)",
@@ -216,10 +178,7 @@ mod tests {
             "kex_exchange_identification: Connection closed by remote host\r\nConnection closed by 127.0.0.1 port 2222\r\n",
             "kex_exchange_identification: Connection closed by remote host",
         ),
-        (
-            "Connection to 127.0.0.1 closed by remote host.\r\n",
-            "Connection to 127.0.0.1 closed by remote host",
-        ),
+        ("Connection to 127.0.0.1 closed by remote host.\r\n", "Connection to 127.0.0.1 closed by remote host"),
         (
             "command-line: line 0: Bad configuration option: foo\r\n",
             "command-line: line 0: Bad configuration option: foo",
@@ -230,19 +189,13 @@ mod tests {
     #[test]
     fn the_reason_is_found_in_what_ssh_printed() {
         for (text, reason) in CAPTURED {
-            assert_eq!(
-                connection_failure(Some(255), &without_noise(text.as_bytes())).as_deref(),
-                Some(reason)
-            );
+            assert_eq!(connection_failure(Some(255), &without_noise(text.as_bytes())).as_deref(), Some(reason));
         }
     }
 
     #[test]
     fn another_status_is_the_remote_command_s_own() {
-        assert_eq!(
-            connection_failure(Some(1), "ssh: connect to host a port 1: Connection refused"),
-            None
-        );
+        assert_eq!(connection_failure(Some(1), "ssh: connect to host a port 1: Connection refused"), None);
         assert_eq!(connection_failure(None, ""), None);
     }
 
@@ -257,37 +210,19 @@ mod tests {
     fn whose_fault_it_is_is_told_apart() {
         let script = Script::from(Op::Run(Cmd::new("false")));
         let kind = |status, stdout: &[u8], stderr: &str| {
-            judge("node3", &script, status, stdout, stderr.as_bytes())
-                .expect_err("fails")
-                .kind
+            judge("node3", &script, status, stdout, stderr.as_bytes()).expect_err("fails").kind
         };
         let refused = "ssh: connect to host node3 port 22: Connection refused\r\n";
         assert_eq!(kind(Some(255), b"", refused), ErrorKind::Unreachable);
         let cut = "@onestore-op 0\nclient_loop: send disconnect: Broken pipe\r\n";
         assert_eq!(kind(Some(255), b"", cut), ErrorKind::Lost);
         // A command of the script may itself end with 255.
-        assert_eq!(
-            kind(
-                Some(255),
-                b"0 \n",
-                "@onestore-op 0\nno\n@onestore-failed 0 255\n"
-            ),
-            ErrorKind::Failed
-        );
-        assert_eq!(
-            kind(Some(1), b"", "This account is currently not available.\n"),
-            ErrorKind::Failed
-        );
+        assert_eq!(kind(Some(255), b"0 \n", "@onestore-op 0\nno\n@onestore-failed 0 255\n"), ErrorKind::Failed);
+        assert_eq!(kind(Some(1), b"", "This account is currently not available.\n"), ErrorKind::Failed);
         assert_eq!(kind(Some(74), b"", ""), ErrorKind::Lost);
         assert_eq!(kind(Some(0), b"0 \n", ""), ErrorKind::Lost);
         assert_eq!(kind(Some(0), b"", "@onestore-done\n"), ErrorKind::Protocol);
-        let good = judge(
-            "node3",
-            &script,
-            Some(0),
-            b"0 Y\0Q==\n",
-            b"@onestore-op 0\n\0@onestore-done\n",
-        );
+        let good = judge("node3", &script, Some(0), b"0 Y\0Q==\nend\n", b"@onestore-op 0\n\0@onestore-done\n");
         assert_eq!(good.expect("answers"), [Value::Bytes(b"a".to_vec())]);
     }
 }

@@ -26,31 +26,18 @@ impl Identities {
     #[must_use]
     pub fn find(config: &SshConfig) -> Self {
         let host = config.get("host").unwrap_or_default();
-        let named: Vec<PathBuf> = config
-            .files("identityfile")
-            .iter()
-            .map(|f| tokens_expanded(f, config, host))
-            .collect();
-        let from_env = || {
-            std::env::var_os("SSH_AUTH_SOCK")
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from)
-        };
+        let named: Vec<PathBuf> =
+            config.files("identityfile").iter().map(|f| tokens_expanded(f, config, host)).collect();
+        let from_env = || std::env::var_os("SSH_AUTH_SOCK").filter(|path| !path.is_empty()).map(PathBuf::from);
         let agent = match config.all("identityagent").next() {
             None | Some("SSH_AUTH_SOCK") => from_env(),
             Some("none") => None,
             Some(_) => config.files("identityagent").into_iter().next(),
         };
         let agent = agent.filter(|path| std::os::unix::net::UnixStream::connect(path).is_ok());
-        let agent_only = config
-            .is_on("identitiesonly")
-            .then(|| named.iter().filter_map(|f| public_blob(f)).collect());
+        let agent_only = config.is_on("identitiesonly").then(|| named.iter().filter_map(|f| public_blob(f)).collect());
         let files = named.into_iter().filter(|file| usable(file)).collect();
-        Self {
-            agent,
-            agent_only,
-            files,
-        }
+        Self { agent, agent_only, files }
     }
 
     /// Whether there is nothing to log in with.
@@ -101,15 +88,11 @@ fn needs_passphrase(text: &str) -> bool {
             let body: String = lines.take_while(|line| !line.starts_with('-')).collect();
             // PROTOCOL.key: the magic with its NUL, then the cipher's name as a string with a four byte length.
             let plain = b"openssh-key-v1\0\0\0\0\x04none";
-            !STANDARD
-                .decode(body)
-                .is_ok_and(|bytes| bytes.starts_with(plain))
+            !STANDARD.decode(body).is_ok_and(|bytes| bytes.starts_with(plain))
         }
-        Some(
-            "-----BEGIN RSA PRIVATE KEY-----"
-            | "-----BEGIN EC PRIVATE KEY-----"
-            | "-----BEGIN PRIVATE KEY-----",
-        ) => text.contains("ENCRYPTED"),
+        Some("-----BEGIN RSA PRIVATE KEY-----" | "-----BEGIN EC PRIVATE KEY-----" | "-----BEGIN PRIVATE KEY-----") => {
+            text.contains("ENCRYPTED")
+        }
         _ => true,
     }
 }
@@ -137,9 +120,7 @@ mod tests {
         assert!(!needs_passphrase(PLAIN));
         assert!(needs_passphrase(LOCKED));
         assert!(!needs_passphrase("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n"));
-        assert!(needs_passphrase(
-            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n"
-        ));
+        assert!(needs_passphrase("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n"));
         assert!(needs_passphrase("-----BEGIN ENCRYPTED PRIVATE KEY-----\n"));
         assert!(needs_passphrase("ssh-ed25519 AAAA"));
     }

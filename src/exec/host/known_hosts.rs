@@ -45,9 +45,7 @@ impl KnownKeys {
         for line in texts.iter().flat_map(|text| text.lines()) {
             let mut fields = line.split_ascii_whitespace().peekable();
             let marker = fields.next_if(|field| field.starts_with('@'));
-            let (Some(hosts), Some(kind), Some(blob)) =
-                (fields.next(), fields.next(), fields.next())
-            else {
+            let (Some(hosts), Some(kind), Some(blob)) = (fields.next(), fields.next(), fields.next()) else {
                 continue;
             };
             if hosts.starts_with('#') || !names_host(hosts, name) {
@@ -69,8 +67,7 @@ impl KnownKeys {
     /// Whether a host that shows this key is the one we know.
     #[must_use]
     pub fn accepts(&self, blob: &[u8]) -> bool {
-        self.good.iter().any(|(_, good)| good == blob)
-            && !self.revoked.iter().any(|bad| bad == blob)
+        self.good.iter().any(|(_, good)| good == blob) && !self.revoked.iter().any(|bad| bad == blob)
     }
 
     /// The host key algorithms under which the known keys can be shown, best first; to be asked for in the key exchange,
@@ -83,12 +80,7 @@ impl KnownKeys {
                 "ssh-rsa" => vec!["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"],
                 other => vec![other],
             };
-            all.extend(
-                names
-                    .into_iter()
-                    .filter(|name| !all.contains(name))
-                    .collect::<Vec<_>>(),
-            );
+            all.extend(names.into_iter().filter(|name| !all.contains(name)).collect::<Vec<_>>());
         }
         all
     }
@@ -141,15 +133,8 @@ fn hmac_sha1(key: &[u8], message: &[u8]) -> Vec<u8> {
     } else {
         block[..key.len()].copy_from_slice(key);
     }
-    let inner = Sha1::new()
-        .chain_update(block.map(|b| b ^ 0x36))
-        .chain_update(message)
-        .finalize();
-    Sha1::new()
-        .chain_update(block.map(|b| b ^ 0x5c))
-        .chain_update(inner)
-        .finalize()
-        .to_vec()
+    let inner = Sha1::new().chain_update(block.map(|b| b ^ 0x36)).chain_update(message).finalize();
+    Sha1::new().chain_update(block.map(|b| b ^ 0x5c)).chain_update(inner).finalize().to_vec()
 }
 
 #[cfg(test)]
@@ -164,10 +149,7 @@ mod tests {
     fn the_digest_is_that_of_rfc_2202() {
         let short = hmac_sha1(b"Jefe", b"what do ya want for nothing?");
         assert_eq!(short[..4], [0xef, 0xfc, 0xdf, 0x6a]);
-        let long = hmac_sha1(
-            &[0xaa; 80],
-            b"Test Using Larger Than Block-Size Key - Hash Key First",
-        );
+        let long = hmac_sha1(&[0xaa; 80], b"Test Using Larger Than Block-Size Key - Hash Key First");
         assert_eq!(long[..4], [0xaa, 0x4a, 0xe5, 0xe1]);
     }
 
@@ -177,10 +159,7 @@ mod tests {
                     *.cloud,!bad.cloud ecdsa-sha2-nistp256 R0hJ\n";
         assert_eq!(keys(text, "node3").algorithms(), ["ssh-ed25519"]);
         assert_eq!(keys(text, "NODE3").good.len(), 1);
-        assert_eq!(
-            keys(text, "[node3]:2222").algorithms(),
-            ["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"]
-        );
+        assert_eq!(keys(text, "[node3]:2222").algorithms(), ["rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"]);
         assert_eq!(keys(text, "a.cloud").good.len(), 1);
         assert_eq!(keys(text, "bad.cloud"), KnownKeys::default());
         assert!(keys(text, "node3").accepts(b"ABC"));

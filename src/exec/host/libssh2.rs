@@ -40,26 +40,16 @@ impl LibSsh2 {
     /// A host and what has been found out about connecting to it.
     #[must_use]
     pub fn new(name: HostName, target: Target) -> Self {
-        Self {
-            name,
-            target,
-            idle: Mutex::new(Vec::new()),
-        }
+        Self { name, target, idle: Mutex::new(Vec::new()) }
     }
 
     /// Runs a script, or says that it was not sent.
     ///
     /// # Errors
     /// [`Attempt`].
-    pub fn attempt(
-        &self,
-        script: &Script,
-        io: Io<'_>,
-        control: &Control,
-    ) -> Result<Vec<Value>, Attempt> {
-        let delivery = Delivery::of(script).map_err(|e| {
-            Attempt::NotSent(SessionError::Failed(format!("Cannot send a script: {e}")))
-        })?;
+    pub fn attempt(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, Attempt> {
+        let delivery = Delivery::of(script)
+            .map_err(|e| Attempt::NotSent(SessionError::Failed(format!("Cannot send a script: {e}"))))?;
         let (connection, channel) = self.channel(control).map_err(Attempt::NotSent)?;
         let sends = script.sends();
         let mut exchange = Exchange {
@@ -76,13 +66,7 @@ impl LibSsh2 {
         };
         match exchange.run(control) {
             Ok(status) => {
-                let Exchange {
-                    stdout,
-                    stderr,
-                    channel,
-                    connection,
-                    ..
-                } = exchange;
+                let Exchange { stdout, stderr, channel, connection, .. } = exchange;
                 drop(channel);
                 self.keep(connection);
                 judge(self.name.as_str(), script, status, &stdout, &stderr).map_err(Attempt::Sent)
@@ -95,9 +79,7 @@ impl LibSsh2 {
                     Broken::Stopped(why) => ScriptError::stopped(name, why),
                     Broken::Stream(cause) => ScriptError::new(name, ErrorKind::Stream, cause),
                     Broken::Connection(cause) => ScriptError::new(name, ErrorKind::Lost, cause),
-                    Broken::TooMuch => {
-                        ScriptError::new(name, ErrorKind::Protocol, "The answers are too long")
-                    }
+                    Broken::TooMuch => ScriptError::new(name, ErrorKind::Protocol, "The answers are too long"),
                 }))
             }
         }
@@ -105,21 +87,13 @@ impl LibSsh2 {
 
     /// A channel on a kept connection, or on a new one where there is none that still works.
     fn channel(&self, control: &Control) -> Result<(Connection, Channel), SessionError> {
-        let kept = self
-            .idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop();
+        let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(connection) = kept {
             match connection.exec(COMMAND, control) {
                 Ok(channel) => return Ok((connection, channel)),
                 Err(SessionError::Stopped(why)) => return Err(why.into()),
                 // It broke while nobody used it; others of its age may have, too.
-                Err(SessionError::Failed(_)) => self
-                    .idle
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clear(),
+                Err(SessionError::Failed(_)) => self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear(),
             }
         }
         let connection = Connection::open(&self.target, control)?;
@@ -140,22 +114,14 @@ impl Host for LibSsh2 {
         self.name.as_str()
     }
 
-    fn run(
-        &self,
-        script: &Script,
-        io: Io<'_>,
-        control: &Control,
-    ) -> Result<Vec<Value>, ScriptError> {
-        self.attempt(script, io, control)
-            .map_err(|attempt| match attempt {
-                Attempt::Sent(error) => error,
-                Attempt::NotSent(SessionError::Stopped(why)) => {
-                    ScriptError::stopped(self.name(), why)
-                }
-                Attempt::NotSent(SessionError::Failed(cause)) => {
-                    ScriptError::new(self.name(), ErrorKind::Unreachable, cause)
-                }
-            })
+    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {
+        self.attempt(script, io, control).map_err(|attempt| match attempt {
+            Attempt::Sent(error) => error,
+            Attempt::NotSent(SessionError::Stopped(why)) => ScriptError::stopped(self.name(), why),
+            Attempt::NotSent(SessionError::Failed(cause)) => {
+                ScriptError::new(self.name(), ErrorKind::Unreachable, cause)
+            }
+        })
     }
 }
 
@@ -295,9 +261,7 @@ impl Exchange<'_> {
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         match &mut self.output {
-            Some(writer) => writer
-                .write_all(bytes)
-                .map_err(|e| Broken::Stream(e.to_string())),
+            Some(writer) => writer.write_all(bytes).map_err(|e| Broken::Stream(e.to_string())),
             None if self.stdout.len() + bytes.len() > STDOUT_LIMIT => Err(Broken::TooMuch),
             None => {
                 self.stdout.extend_from_slice(bytes);

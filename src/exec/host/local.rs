@@ -25,13 +25,7 @@ impl Host for Local {
         "localhost"
     }
 
-    fn run(
-        &self,
-        script: &Script,
-        io: Io<'_>,
-        control: &Control,
-    ) -> Result<Vec<Value>, ScriptError> {
-        interpret::run(script, io, &self.programs, control)
-            .map_err(|failure| ScriptError::failed(self.name(), failure))
+    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {
+        interpret::run(script, io, &self.programs, control).map_err(|failure| ScriptError::failed(self.name(), failure))
     }
 }

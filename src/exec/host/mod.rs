@@ -38,9 +38,7 @@ pub struct HostName(String);
 
 /// A text that cannot name a host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "Cannot use {0:?} as a host name: only letters, digits and . - _ : % [ ] @ are allowed, and no leading -"
-)]
+#[error("Cannot use {0:?} as a host name: only letters, digits and . - _ : % [ ] @ are allowed, and no leading -")]
 pub struct BadHostName(String);
 
 impl HostName {
@@ -50,15 +48,8 @@ impl HostName {
     /// [`BadHostName`], which shows the text.
     pub fn new(name: &str) -> Result<Self, BadHostName> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || ".-_:%[]@".contains(c);
-        let good = !name.is_empty()
-            && name.len() <= 255
-            && !name.starts_with(['-', '@'])
-            && name.chars().all(allowed);
-        if good {
-            Ok(Self(name.to_owned()))
-        } else {
-            Err(BadHostName(name.chars().take(255).collect()))
-        }
+        let good = !name.is_empty() && name.len() <= 255 && !name.starts_with(['-', '@']) && name.chars().all(allowed);
+        if good { Ok(Self(name.to_owned())) } else { Err(BadHostName(name.chars().take(255).collect())) }
     }
 
     /// The name as text.
@@ -94,12 +85,7 @@ pub trait Host: Send + Sync {
     ///
     /// # Errors
     /// [`ScriptError`], whose kind says whether anything can have run.
-    fn run(
-        &self,
-        script: &Script,
-        io: Io<'_>,
-        control: &Control,
-    ) -> Result<Vec<Value>, ScriptError>;
+    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError>;
 }
 
 /// Why a script did not run to its end.
@@ -135,32 +121,16 @@ pub struct ScriptError {
 impl fmt::Display for ScriptError {
     /// One line that names the host, what failed and why.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            host,
-            kind,
-            failure,
-            detail,
-        } = self;
+        let Self { host, kind, failure, detail } = self;
         if let Some(failure) = failure {
             return write!(f, "{host}: {failure}");
         }
-        let detail = detail
-            .split(['\n', '\r'])
-            .map(str::trim)
-            .filter(|l| !l.is_empty())
-            .collect::<Vec<_>>()
-            .join("; ");
+        let detail = detail.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
         match kind {
             ErrorKind::Unreachable => {
-                write!(
-                    f,
-                    "Cannot reach {host} by ssh: {detail}; check that oneadmin can log in with ssh {host}"
-                )
+                write!(f, "Cannot reach {host} by ssh: {detail}; check that oneadmin can log in with ssh {host}")
             }
-            ErrorKind::Lost => write!(
-                f,
-                "Lost the connection to {host} before it had answered: {detail}"
-            ),
+            ErrorKind::Lost => write!(f, "Lost the connection to {host} before it had answered: {detail}"),
             ErrorKind::Stream => write!(f, "Cannot carry the data stream of {host}: {detail}"),
             ErrorKind::Protocol => write!(f, "Cannot understand what {host} answered: {detail}"),
             ErrorKind::Failed | ErrorKind::Stopped(_) => write!(f, "{host}: {detail}"),
@@ -174,12 +144,7 @@ impl ScriptError {
     /// An error without an operation to blame.
     #[must_use]
     pub fn new(host: &str, kind: ErrorKind, detail: impl Into<String>) -> Self {
-        Self {
-            host: host.to_owned(),
-            kind,
-            failure: None,
-            detail: detail.into(),
-        }
+        Self { host: host.to_owned(), kind, failure: None, detail: detail.into() }
     }
 
     /// The work had to stop.
@@ -195,12 +160,7 @@ impl ScriptError {
             OpErrorKind::Stopped(why) => ErrorKind::Stopped(why),
             _ => ErrorKind::Failed,
         };
-        Self {
-            host: host.to_owned(),
-            kind,
-            failure: Some(Box::new(failure)),
-            detail: String::new(),
-        }
+        Self { host: host.to_owned(), kind, failure: Some(Box::new(failure)), detail: String::new() }
     }
 }
 
@@ -210,28 +170,10 @@ mod tests {
 
     #[test]
     fn names_that_ssh_could_take_for_something_else_are_refused() {
-        for good in [
-            "node3",
-            "10.0.0.3",
-            "fe80::1%eth0",
-            "[::1]",
-            "one-host_3.cloud.example",
-            "oneadmin@node3",
-        ] {
+        for good in ["node3", "10.0.0.3", "fe80::1%eth0", "[::1]", "one-host_3.cloud.example", "oneadmin@node3"] {
             assert_eq!(HostName::new(good).expect(good).as_str(), good);
         }
-        for bad in [
-            "",
-            "-oProxyCommand=x",
-            "a b",
-            "a\nb",
-            "a;b",
-            "$(x)",
-            "a/b",
-            "@a",
-            "näme",
-            "a'b",
-        ] {
+        for bad in ["", "-oProxyCommand=x", "a b", "a\nb", "a;b", "$(x)", "a/b", "@a", "näme", "a'b"] {
             let error = HostName::new(bad).expect_err(bad);
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");
         }
@@ -239,28 +181,16 @@ mod tests {
 
     #[test]
     fn errors_are_one_line_with_host_and_cause() {
-        let failure = OpError::outside(
-            OpErrorKind::NoSpace,
-            "Cannot copy /a to /b: No space left on device",
-        );
+        let failure = OpError::outside(OpErrorKind::NoSpace, "Cannot copy /a to /b: No space left on device");
         let error = ScriptError::failed("node3", failure);
-        assert_eq!(
-            error.to_string(),
-            "node3: Cannot copy /a to /b: No space left on device"
-        );
+        assert_eq!(error.to_string(), "node3: Cannot copy /a to /b: No space left on device");
         let error = ScriptError::new("node3", ErrorKind::Unreachable, "Connection refused");
         assert_eq!(
             error.to_string(),
             "Cannot reach node3 by ssh: Connection refused; check that oneadmin can log in with ssh node3"
         );
         let error = ScriptError::new("node3", ErrorKind::Lost, "a\r\nb\n");
-        assert_eq!(
-            error.to_string(),
-            "Lost the connection to node3 before it had answered: a; b"
-        );
-        assert_eq!(
-            ScriptError::stopped("node3", Stopped::Deadline).to_string(),
-            "node3: Timed out"
-        );
+        assert_eq!(error.to_string(), "Lost the connection to node3 before it had answered: a; b");
+        assert_eq!(ScriptError::stopped("node3", Stopped::Deadline).to_string(), "node3: Timed out");
     }
 }

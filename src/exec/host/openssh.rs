@@ -10,9 +10,7 @@ use super::super::cmd::Secret;
 use super::super::control::Control;
 use super::super::interpret::Io;
 use super::super::op::{Op, Script, Value};
-use super::super::process::{
-    self, ProcessError, ProcessErrorKind, ProcessIo, Programs, Spawn, Stdin, Stdout,
-};
+use super::super::process::{self, ProcessError, ProcessErrorKind, ProcessIo, Programs, Spawn, Stdin, Stdout};
 use super::config::{self, SshConfig};
 use super::failure::judge;
 use super::wire::{COMMAND, Delivery, Outgoing};
@@ -30,34 +28,18 @@ impl OpenSsh {
     /// Calls ssh as `programs` says: the environment's `SSH` may be several words.
     #[must_use]
     pub fn new(name: HostName, programs: Programs) -> Self {
-        Self {
-            name,
-            programs,
-            config: OnceLock::new(),
-        }
+        Self { name, programs, config: OnceLock::new() }
     }
 
     /// What `ssh -G` says, asked once; `None` if it says nothing.
     pub fn config(&self, control: &Control) -> Option<&SshConfig> {
-        self.config
-            .get_or_init(|| config::ask(&self.name, &self.programs, control).ok())
-            .as_ref()
+        self.config.get_or_init(|| config::ask(&self.name, &self.programs, control).ok()).as_ref()
     }
 
     fn argv(&self, bulk: bool, control: &Control) -> Result<Vec<OsString>, ScriptError> {
         let unreachable = |e: process::Missing| self.error(ErrorKind::Unreachable, e.to_string());
         let mut argv = self.programs.find("ssh").map_err(unreachable)?;
-        argv.extend(
-            [
-                "-T",
-                "-x",
-                "-o",
-                "BatchMode=yes",
-                "-o",
-                "ClearAllForwardings=yes",
-            ]
-            .map(OsString::from),
-        );
+        argv.extend(["-T", "-x", "-o", "BatchMode=yes", "-o", "ClearAllForwardings=yes"].map(OsString::from));
         if bulk {
             argv.extend(["-o", "ControlMaster=no", "-o", "ControlPath=none"].map(OsString::from));
             if let Some(ciphers) = self.config(control).and_then(SshConfig::bulk_ciphers) {
@@ -72,23 +54,15 @@ impl OpenSsh {
         ScriptError::new(self.name.as_str(), kind, detail)
     }
 
-    fn process_failed(
-        &self,
-        script: &Script,
-        error: ProcessError,
-    ) -> Result<Vec<Value>, ScriptError> {
+    fn process_failed(&self, script: &Script, error: ProcessError) -> Result<Vec<Value>, ScriptError> {
         let detail = match std::error::Error::source(&error) {
             Some(cause) => format!("{error}: {cause}"),
             None => error.to_string(),
         };
         match error.kind {
-            ProcessErrorKind::Status(status) => judge(
-                self.name.as_str(),
-                script,
-                Some(status),
-                &[],
-                error.stderr.as_bytes(),
-            ),
+            ProcessErrorKind::Status(status) => {
+                judge(self.name.as_str(), script, Some(status), &[], error.stderr.as_bytes())
+            }
             ProcessErrorKind::Stopped(why) => Err(ScriptError::stopped(self.name.as_str(), why)),
             ProcessErrorKind::Missing(_) | ProcessErrorKind::Spawn(_) => {
                 Err(self.error(ErrorKind::Unreachable, detail))
@@ -106,14 +80,9 @@ impl Host for OpenSsh {
         self.name.as_str()
     }
 
-    fn run(
-        &self,
-        script: &Script,
-        io: Io<'_>,
-        control: &Control,
-    ) -> Result<Vec<Value>, ScriptError> {
-        let delivery = Delivery::of(script)
-            .map_err(|e| self.error(ErrorKind::Failed, format!("Cannot send a script: {e}")))?;
+    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {
+        let delivery =
+            Delivery::of(script).map_err(|e| self.error(ErrorKind::Failed, format!("Cannot send a script: {e}")))?;
         let spawn = Spawn {
             argv: self.argv(script.receives() || script.sends(), control)?,
             env: Vec::new(),
@@ -126,18 +95,9 @@ impl Host for OpenSsh {
             Some(writer) if script.sends() => Stdout::Writer(writer),
             _ => Stdout::default(),
         };
-        let io = ProcessIo {
-            stdin: Stdin::Stream(&mut outgoing),
-            stdout,
-        };
+        let io = ProcessIo { stdin: Stdin::Stream(&mut outgoing), stdout };
         match process::run(&spawn, io, control) {
-            Ok(done) => judge(
-                self.name.as_str(),
-                script,
-                Some(done.status),
-                &done.stdout,
-                done.stderr.as_bytes(),
-            ),
+            Ok(done) => judge(self.name.as_str(), script, Some(done.status), &done.stdout, done.stderr.as_bytes()),
             Err(error) => self.process_failed(script, error),
         }
     }
@@ -150,12 +110,5 @@ pub fn secrets(script: &Script) -> Vec<Secret> {
         Op::Run(cmd) => Some(cmd),
         _ => None,
     });
-    runs.flat_map(|cmd| {
-        cmd.secret_env
-            .iter()
-            .map(|(_, value)| value)
-            .chain(&cmd.secret_stdin)
-    })
-    .cloned()
-    .collect()
+    runs.flat_map(|cmd| cmd.secret_env.iter().map(|(_, value)| value).chain(&cmd.secret_stdin)).cloned().collect()
 }

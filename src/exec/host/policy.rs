@@ -54,11 +54,7 @@ impl Policy {
     /// # Errors
     /// [`BadPolicy`], which shows it.
     pub fn from_env() -> Result<Self, BadPolicy> {
-        Self::parse(
-            &std::env::var_os("ONESTORE_SSH")
-                .unwrap_or_default()
-                .to_string_lossy(),
-        )
+        Self::parse(&std::env::var_os("ONESTORE_SSH").unwrap_or_default().to_string_lossy())
     }
 }
 
@@ -80,13 +76,7 @@ impl Remote {
     #[must_use]
     pub fn new(name: HostName, programs: Programs, policy: Policy, notes: Notes) -> Self {
         let openssh = OpenSsh::new(name, programs);
-        Self {
-            openssh,
-            policy,
-            notes,
-            libssh2: OnceLock::new(),
-            given_up: AtomicBool::new(false),
-        }
+        Self { openssh, policy, notes, libssh2: OnceLock::new(), given_up: AtomicBool::new(false) }
     }
 
     /// Which client a script takes now.
@@ -94,9 +84,7 @@ impl Remote {
         let short = !script.receives() && !script.sends();
         match self.policy {
             Policy::Auto if !short || self.given_up.load(Ordering::Relaxed) => Policy::OpenSsh,
-            Policy::Auto if self.openssh.config(control).is_some_and(has_live_master) => {
-                Policy::OpenSsh
-            }
+            Policy::Auto if self.openssh.config(control).is_some_and(has_live_master) => Policy::OpenSsh,
             Policy::Auto if self.libssh2(control).is_ok() => Policy::LibSsh2,
             Policy::Auto => Policy::OpenSsh,
             fixed => fixed,
@@ -114,10 +102,7 @@ impl Remote {
                 Ok(LibSsh2::new(name, target))
             });
             if let Err(reason) = &host {
-                (self.notes)(&format!(
-                    "{} is reached by the OpenSSH client: {reason}",
-                    self.name()
-                ));
+                (self.notes)(&format!("{} is reached by the OpenSSH client: {reason}", self.name()));
             }
             host
         })
@@ -129,46 +114,28 @@ impl Host for Remote {
         self.openssh.name()
     }
 
-    fn run(
-        &self,
-        script: &Script,
-        io: Io<'_>,
-        control: &Control,
-    ) -> Result<Vec<Value>, ScriptError> {
+    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {
         if self.choice(script, control) != Policy::LibSsh2 {
             return self.openssh.run(script, io, control);
         }
         let libssh2 = match self.libssh2(control) {
             Ok(libssh2) => libssh2,
             Err(reason) => {
-                return Err(ScriptError::new(
-                    self.name(),
-                    ErrorKind::Unreachable,
-                    reason,
-                ));
+                return Err(ScriptError::new(self.name(), ErrorKind::Unreachable, reason));
             }
         };
         if self.policy == Policy::LibSsh2 {
             return libssh2.run(script, io, control);
         }
         // A script that libssh2 was chosen for has no streams, so that the second client misses nothing.
-        let again = Io {
-            input: None,
-            output: None,
-            locks: io.locks.clone(),
-        };
+        let again = Io { input: None, output: None, locks: io.locks.clone() };
         match libssh2.attempt(script, io, control) {
             Ok(values) => Ok(values),
             Err(Attempt::Sent(error)) => Err(error),
-            Err(Attempt::NotSent(SessionError::Stopped(why))) => {
-                Err(ScriptError::stopped(self.name(), why))
-            }
+            Err(Attempt::NotSent(SessionError::Stopped(why))) => Err(ScriptError::stopped(self.name(), why)),
             Err(Attempt::NotSent(SessionError::Failed(cause))) => {
                 if !self.given_up.swap(true, Ordering::Relaxed) {
-                    (self.notes)(&format!(
-                        "{} is reached by the OpenSSH client: {cause}",
-                        self.name()
-                    ));
+                    (self.notes)(&format!("{} is reached by the OpenSSH client: {cause}", self.name()));
                 }
                 self.openssh.run(script, again, control)
             }
@@ -178,9 +145,7 @@ impl Host for Remote {
 
 /// Whether a multiplexing master listens; one that died leaves a socket that refuses.
 fn has_live_master(config: &SshConfig) -> bool {
-    config
-        .control_path()
-        .is_some_and(|path| UnixStream::connect(path).is_ok())
+    config.control_path().is_some_and(|path| UnixStream::connect(path).is_ok())
 }
 
 #[cfg(test)]
@@ -193,12 +158,7 @@ mod tests {
     fn the_words_of_the_policy() {
         assert_eq!(Policy::parse(""), Ok(Policy::Auto));
         assert_eq!(Policy::parse("libssh2"), Ok(Policy::LibSsh2));
-        assert!(
-            Policy::parse("ssh")
-                .expect_err("no policy")
-                .to_string()
-                .contains("\"ssh\"")
-        );
+        assert!(Policy::parse("ssh").expect_err("no policy").to_string().contains("\"ssh\""));
     }
 
     #[test]

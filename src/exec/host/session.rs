@@ -65,11 +65,7 @@ impl Target {
         if let Some(obstacle) = config.beyond_libssh2() {
             return Err(obstacle);
         }
-        let files = [
-            config.files("userknownhostsfile"),
-            config.files("globalknownhostsfile"),
-        ]
-        .concat();
+        let files = [config.files("userknownhostsfile"), config.files("globalknownhostsfile")].concat();
         let known = KnownKeys::read(&files, &config.known_as());
         if known.good.is_empty() {
             // Whether an unknown host may be trusted is for ssh to say (StrictHostKeyChecking).
@@ -79,11 +75,7 @@ impl Target {
         if identities.is_empty() {
             return Err("There is neither a key without passphrase nor an agent".into());
         }
-        Ok(Self {
-            config: config.clone(),
-            known,
-            identities,
-        })
+        Ok(Self { config: config.clone(), known, identities })
     }
 }
 
@@ -99,21 +91,12 @@ impl Connection {
     /// # Errors
     /// [`SessionError`]; no script has been sent.
     pub fn open(target: &Target, control: &Control) -> Result<Self, SessionError> {
-        let limit = target
-            .config
-            .get("connecttimeout")
-            .and_then(|s| s.parse().ok())
-            .map(Duration::from_secs);
+        let limit = target.config.get("connecttimeout").and_then(|s| s.parse().ok()).map(Duration::from_secs);
         let until = Instant::now() + limit.unwrap_or(CONNECT_LIMIT);
         let socket = connect(&target.config, control, until)?;
-        let handle = socket
-            .try_clone()
-            .map_err(|e| SessionError::new("Cannot use the connection", &e))?;
+        let handle = socket.try_clone().map_err(|e| SessionError::new("Cannot use the connection", &e))?;
         let session = Session::new().map_err(|e| SessionError::new("Cannot use libssh2", &e))?;
-        let mut connection = Self {
-            session,
-            socket: handle,
-        };
+        let mut connection = Self { session, socket: handle };
         prefer_methods(&connection.session, target)?;
         connection.session.set_tcp_stream(socket);
         connection.session.set_blocking(false);
@@ -134,12 +117,8 @@ impl Connection {
     /// [`SessionError`]; the command has read nothing.
     pub fn exec(&self, command: &str, control: &Control) -> Result<Channel, SessionError> {
         let until = Instant::now() + CONNECT_LIMIT;
-        let mut channel = self.retry("open a channel", control, until, || {
-            self.session.channel_session()
-        })?;
-        self.retry("start the remote shell", control, until, || {
-            channel.exec(command)
-        })?;
+        let mut channel = self.retry("open a channel", control, until, || self.session.channel_session())?;
+        self.retry("start the remote shell", control, until, || channel.exec(command))?;
         Ok(channel)
     }
 
@@ -165,10 +144,7 @@ impl Connection {
     /// reading may do.
     #[must_use]
     pub fn is_sending(&self) -> bool {
-        matches!(
-            self.session.block_directions(),
-            BlockDirections::Outbound | BlockDirections::Both
-        )
+        matches!(self.session.block_directions(), BlockDirections::Outbound | BlockDirections::Both)
     }
 
     /// Cuts the connection, so that nothing that is still to be freed can wait for the far side.
@@ -201,35 +177,21 @@ impl Connection {
             match call() {
                 Err(error) if would_block(&error) => self.wait_until(what, control, until)?,
                 done => {
-                    return done
-                        .map_err(|e| SessionError::new(&format!("Cannot {what}"), &e.message()));
+                    return done.map_err(|e| SessionError::new(&format!("Cannot {what}"), &e.message()));
                 }
             }
         }
     }
 
-    fn wait_until(
-        &self,
-        what: &str,
-        control: &Control,
-        until: Instant,
-    ) -> Result<(), SessionError> {
+    fn wait_until(&self, what: &str, control: &Control, until: Instant) -> Result<(), SessionError> {
         if Instant::now() >= until {
-            return Err(SessionError::new(
-                &format!("Cannot {what}"),
-                &"The host does not answer",
-            ));
+            return Err(SessionError::new(&format!("Cannot {what}"), &"The host does not answer"));
         }
         Ok(self.wait(control)?)
     }
 
     /// The agent's keys first, then the files, as ssh does.
-    fn log_in(
-        &self,
-        target: &Target,
-        control: &Control,
-        until: Instant,
-    ) -> Result<(), SessionError> {
+    fn log_in(&self, target: &Target, control: &Control, until: Instant) -> Result<(), SessionError> {
         let user = target.config.get("user").unwrap_or("oneadmin");
         let mut refusals = Vec::new();
         if let Some(socket) = &target.identities.agent {
@@ -241,12 +203,7 @@ impl Connection {
         }
         for file in &target.identities.files {
             let attempt = || self.session.userauth_pubkey_file(user, None, file, None);
-            match self.retry(
-                &format!("log in with {}", file.display()),
-                control,
-                until,
-                attempt,
-            ) {
+            match self.retry(&format!("log in with {}", file.display()), control, until, attempt) {
                 Err(SessionError::Failed(cause)) => refusals.push(cause),
                 done => return done,
             }
@@ -277,9 +234,7 @@ impl Connection {
                 done => return done,
             }
         }
-        Err(SessionError::Failed(
-            "The host accepts no key of the agent".into(),
-        ))
+        Err(SessionError::Failed("The host accepts no key of the agent".into()))
     }
 }
 
@@ -310,43 +265,28 @@ fn prefer_methods(session: &Session, target: &Target) -> Result<(), SessionError
         let Some(allowed) = target.config.get(key) else {
             continue;
         };
-        let supported = session
-            .supported_algs(method)
-            .map_err(|e| SessionError::new("Cannot use libssh2", &e.message()))?;
-        let usable = |name: &&str| {
-            supported.contains(name) && only.as_ref().is_none_or(|only| only.contains(name))
-        };
+        let supported =
+            session.supported_algs(method).map_err(|e| SessionError::new("Cannot use libssh2", &e.message()))?;
+        let usable = |name: &&str| supported.contains(name) && only.as_ref().is_none_or(|only| only.contains(name));
         let names: Vec<&str> = allowed.split(',').filter(usable).collect();
         if names.is_empty() {
-            return Err(SessionError::Failed(format!(
-                "libssh2 knows none of the configured {key}"
-            )));
+            return Err(SessionError::Failed(format!("libssh2 knows none of the configured {key}")));
         }
-        session.method_pref(method, &names.join(",")).map_err(|e| {
-            SessionError::new(
-                &format!("Cannot ask for the configured {key}"),
-                &e.message(),
-            )
-        })?;
+        session
+            .method_pref(method, &names.join(","))
+            .map_err(|e| SessionError::new(&format!("Cannot ask for the configured {key}"), &e.message()))?;
     }
     Ok(())
 }
 
 /// Connects to the first address that answers.
-fn connect(
-    config: &SshConfig,
-    control: &Control,
-    until: Instant,
-) -> Result<TcpStream, SessionError> {
-    let name = config
-        .host_name()
-        .ok_or_else(|| SessionError::Failed("ssh -G gives no host name".into()))?;
+fn connect(config: &SshConfig, control: &Control, until: Instant) -> Result<TcpStream, SessionError> {
+    let name = config.host_name().ok_or_else(|| SessionError::Failed("ssh -G gives no host name".into()))?;
     let addresses = (name, config.port())
         .to_socket_addrs()
         .map_err(|e| SessionError::new(&format!("Cannot resolve {name}"), &e))?;
     let family = config.get("addressfamily").unwrap_or("any");
-    let fits =
-        |a: &SocketAddr| !(family == "inet" && a.is_ipv6() || family == "inet6" && a.is_ipv4());
+    let fits = |a: &SocketAddr| !(family == "inet" && a.is_ipv6() || family == "inet6" && a.is_ipv4());
     let mut last = SessionError::Failed(format!("{name} has no address of family {family}"));
     for address in addresses.filter(fits) {
         match connect_to(&address, control, until) {
@@ -357,25 +297,11 @@ fn connect(
     Err(last)
 }
 
-fn connect_to(
-    address: &SocketAddr,
-    control: &Control,
-    until: Instant,
-) -> Result<TcpStream, SessionError> {
-    let failed = |e: Errno| {
-        SessionError::new(
-            &format!("Cannot connect to {address}"),
-            &std::io::Error::from(e),
-        )
-    };
-    let family = if address.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
-    };
+fn connect_to(address: &SocketAddr, control: &Control, until: Instant) -> Result<TcpStream, SessionError> {
+    let failed = |e: Errno| SessionError::new(&format!("Cannot connect to {address}"), &std::io::Error::from(e));
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket =
-        rustix::net::socket_with(family, SocketType::STREAM, flags, None).map_err(failed)?;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None).map_err(failed)?;
     match rustix::net::connect(&socket, address) {
         Ok(()) => {}
         Err(Errno::INPROGRESS) => {
@@ -384,9 +310,7 @@ fn connect_to(
                     return Err(failed(Errno::TIMEDOUT));
                 }
             }
-            sockopt::socket_error(&socket)
-                .map_err(failed)?
-                .map_err(failed)?;
+            sockopt::socket_error(&socket).map_err(failed)?.map_err(failed)?;
         }
         Err(error) => return Err(failed(error)),
     }
@@ -400,17 +324,9 @@ fn connect_to(
 fn wait_for(fd: &impl AsFd, flags: PollFlags, control: &Control) -> Result<bool, Stopped> {
     control.check()?;
     let second = Duration::from_secs(1);
-    let left = control.deadline.map_or(second, |at| {
-        at.saturating_duration_since(Instant::now()).min(second)
-    });
-    let timeout = Timespec {
-        tv_sec: left.as_secs().try_into().unwrap_or(1),
-        tv_nsec: left.subsec_nanos().into(),
-    };
-    let mut fds = [
-        PollFd::new(fd, flags),
-        PollFd::new(&control.cancel, PollFlags::IN),
-    ];
+    let left = control.deadline.map_or(second, |at| at.saturating_duration_since(Instant::now()).min(second));
+    let timeout = Timespec { tv_sec: left.as_secs().try_into().unwrap_or(1), tv_nsec: left.subsec_nanos().into() };
+    let mut fds = [PollFd::new(fd, flags), PollFd::new(&control.cancel, PollFlags::IN)];
     // An interrupted wait is a short wait.
     let _ = poll(&mut fds, Some(&timeout));
     let ready = !fds[0].revents().is_empty();

@@ -76,23 +76,10 @@ impl Delivery {
         // `$(…)` drops line breaks at the end, and the length has to match.
         let text = text.trim_end_matches('\n');
         let json = serde_json::to_string(script).map_err(io::Error::other)?;
-        let mark = if script.receives() {
-            random_mark()?
-        } else {
-            Vec::new()
-        };
-        let shown = if mark.is_empty() {
-            "-".into()
-        } else {
-            String::from_utf8_lossy(&mark).into_owned()
-        };
+        let mark = if script.receives() { random_mark()? } else { Vec::new() };
+        let shown = if mark.is_empty() { "-".into() } else { String::from_utf8_lossy(&mark).into_owned() };
         let watched = if script.sends() { 2 } else { 1 };
-        let head = format!(
-            "{} {} {shown} {watched}\n{text}{json}",
-            text.len(),
-            json.len()
-        )
-        .into_bytes();
+        let head = format!("{} {} {shown} {watched}\n{text}{json}", text.len(), json.len()).into_bytes();
         Ok(Self { head, mark })
     }
 }
@@ -101,10 +88,7 @@ impl Delivery {
 fn random_mark() -> io::Result<Vec<u8>> {
     let mut bytes = [0_u8; MARK_LEN / 2];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes
-        .iter()
-        .flat_map(|byte| format!("{byte:02x}").into_bytes())
-        .collect())
+    Ok(bytes.iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect())
 }
 
 /// What has to be written to standard input: head, data, mark. A reader that fails ends it without the mark.
@@ -119,12 +103,7 @@ impl<'a> Outgoing<'a> {
     /// Of a delivery and the data that the script receives.
     #[must_use]
     pub fn new(delivery: Delivery, data: Option<Input<'a>>) -> Self {
-        Self {
-            head: io::Cursor::new(delivery.head),
-            data,
-            mark: io::Cursor::new(delivery.mark),
-            failed: false,
-        }
+        Self { head: io::Cursor::new(delivery.head), data, mark: io::Cursor::new(delivery.mark), failed: false }
     }
 }
 
@@ -166,12 +145,7 @@ pub struct Incoming<R> {
 impl<R: Read> Incoming<R> {
     /// Expects `mark` after the data; an empty mark means that there is no data.
     pub fn new(inner: R, mark: &[u8]) -> Self {
-        Self {
-            inner,
-            mark: mark.to_vec(),
-            held: Vec::new(),
-            ended: mark.is_empty(),
-        }
+        Self { inner, mark: mark.to_vec(), held: Vec::new(), ended: mark.is_empty() }
     }
 }
 
@@ -185,10 +159,7 @@ impl<R: Read> Read for Incoming<R> {
             match self.inner.read(&mut block) {
                 Ok(0) if self.held == self.mark => self.ended = true,
                 Ok(0) => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "The stream was cut off",
-                    ));
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "The stream was cut off"));
                 }
                 Ok(len) => self.held.extend_from_slice(&block[..len]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -214,10 +185,7 @@ mod tests {
 
     #[test]
     fn the_command_can_stand_in_single_quotes_of_any_shell() {
-        let inner = COMMAND
-            .strip_prefix("exec sh -c '")
-            .and_then(|rest| rest.strip_suffix('\''))
-            .expect("its form");
+        let inner = COMMAND.strip_prefix("exec sh -c '").and_then(|rest| rest.strip_suffix('\'')).expect("its form");
         assert!(!inner.contains(['\'', '\n']));
         assert!(inner.contains(&format!("agent {VERSION};")));
         assert!(
@@ -253,10 +221,7 @@ mod tests {
                 Err(io::Error::other("no more"))
             }
         }
-        let script = Script::from(Op::Receive {
-            path: "/a".into(),
-            sparse: Sparse::Holes,
-        });
+        let script = Script::from(Op::Receive { path: "/a".into(), sparse: Sparse::Holes });
         let delivery = Delivery::of(&script).expect("delivers");
         let head = delivery.head.len();
         let mut bad = Bad;
