@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -64,10 +63,10 @@ fn sh(text: &str) -> Op {
 /// Puts this binary where a synced remotes tree has it.
 fn sync_agent(lab: &Sshd) {
     fs::create_dir_all(lab.path("remotes/onestore")).expect("makes");
-    symlink(env!("CARGO_BIN_EXE_onestore"), lab.path("remotes/onestore/onestore")).expect("links");
+    fs::copy(env!("CARGO_BIN_EXE_onestore"), lab.path("remotes/onestore/onestore")).expect("copies");
 }
 
-/// 64 MiB that do not repeat, from a counter.
+/// 64 MiB that do not repeat soon, from a counter.
 struct Noise(u64);
 
 impl Read for Noise {
@@ -75,21 +74,19 @@ impl Read for Noise {
         let left = (64 << 20) - self.0;
         let len = usize::try_from(left.min(buf.len() as u64)).expect("fits");
         for byte in &mut buf[..len] {
-            *byte = (self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 53) as u8;
+            *byte = self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes()[0];
             self.0 += 1;
         }
         Ok(len)
     }
 }
 
-fn digest(mut reader: impl Read) -> String {
+fn digest(mut reader: impl Read) -> Vec<u8> {
     let mut hash = Sha256::new();
     let mut block = vec![0; 1 << 20];
     loop {
         match reader.read(&mut block).expect("reads") {
-            0 => {
-                return hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            }
+            0 => return hash.finalize().to_vec(),
             len => hash.update(&block[..len]),
         }
     }
@@ -266,6 +263,21 @@ fn a_connection_that_breaks_is_an_error_and_nothing_hangs() {
     }
 }
 
+/// Gives up in the middle: either the connection is cut, or the reader fails.
+struct Halts<'a>(&'a Sshd, u64, bool);
+impl Read for Halts<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.1 += buf.len() as u64;
+        buf.fill(7);
+        match self.1 > 8 << 20 {
+            true if self.2 => return Err(io::Error::other("the download broke")),
+            true => self.0.cut_connections(),
+            false => {}
+        }
+        Ok(buf.len())
+    }
+}
+
 #[test]
 #[ignore = "needs sshd"]
 fn a_stream_that_breaks_is_an_error_and_never_a_short_file() {
@@ -274,20 +286,6 @@ fn a_stream_that_breaks_is_an_error_and_never_a_short_file() {
         for (client, host) in clients(&lab) {
             let part = lab.path(&format!("part-{client}-{far_side}"));
             let script = Script::from(Op::Receive { path: part.clone(), sparse: Sparse::Holes });
-            // Gives up in the middle: either the connection is cut, or the reader fails.
-            struct Halts<'a>(&'a Sshd, u64, bool);
-            impl Read for Halts<'_> {
-                fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-                    self.1 += buf.len() as u64;
-                    buf.fill(7);
-                    match self.1 > 8 << 20 {
-                        true if self.2 => return Err(io::Error::other("the download broke")),
-                        true => self.0.cut_connections(),
-                        false => {}
-                    }
-                    Ok(buf.len())
-                }
-            }
             for fails in [true, false] {
                 let mut reader = Halts(&lab, 0, fails);
                 let io = Io { input: Some(Input::Stream(&mut reader)), ..Io::default() };

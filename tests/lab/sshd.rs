@@ -1,4 +1,4 @@
-//! A private sshd on a high port of 127.0.0.1, with keys, known_hosts and ssh configuration of its own: nothing of the
+//! A private sshd on a high port of 127.0.0.1, with keys, `known_hosts` and ssh configuration of its own: nothing of the
 //! machine's ssh set-up is read or written.
 
 use std::fs;
