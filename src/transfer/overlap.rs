@@ -96,6 +96,22 @@ impl Read for Overlapped {
 mod tests {
     use super::*;
 
+    struct Fails;
+
+    impl Read for Fails {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::other("broken"))
+        }
+    }
+
+    struct Panics;
+
+    impl Read for Panics {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            panic!("on purpose")
+        }
+    }
+
     #[test]
     fn bytes_and_errors_come_through_in_order() {
         let data: Vec<u8> = (0..3_000_001u32).map(|n| n.to_le_bytes()[1]).collect();
@@ -104,12 +120,6 @@ mod tests {
             let reader = io::Cursor::new(data[..len].to_vec());
             Overlapped::start("t", Box::new(reader)).unwrap().read_to_end(&mut out).unwrap();
             assert!(out == data[..len], "{len}");
-        }
-        struct Fails;
-        impl Read for Fails {
-            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-                Err(io::Error::other("broken"))
-            }
         }
         let reader = io::Cursor::new(data.clone()).chain(Fails);
         let mut out = Vec::new();
@@ -120,12 +130,6 @@ mod tests {
 
     #[test]
     fn a_reader_that_panics_is_no_end_of_data() {
-        struct Panics;
-        impl Read for Panics {
-            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-                panic!("on purpose")
-            }
-        }
         let mut reader = Overlapped::start("t", Box::new(Panics)).unwrap();
         assert!(reader.read(&mut [0; 4]).is_err());
     }
