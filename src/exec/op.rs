@@ -425,7 +425,8 @@ impl fmt::Display for Op {
             Self::Lock { name, wait_seconds } => write!(f, "flock -w {wait_seconds} {name}"),
             Self::Publish { from, to } => write!(f, "fsync {0}, ln {0} {1}", w(from), w(to)),
             Self::Sweep { staging, dead } => {
-                write!(f, "remove what killed runs left in {} ({} files)", w(staging), dead.len())
+                let names: Vec<String> = dead.iter().map(|name| w(&staging.join(name))).collect();
+                write!(f, "rm -f {}, with the final name where it is the same file", names.join(" "))
             }
             Self::Run(cmd) => write!(f, "{cmd}"),
         }

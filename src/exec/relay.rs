@@ -18,9 +18,9 @@ pub fn read(host: &Arc<dyn Host>, path: &Path, control: &Control) -> io::Result<
     let (reader, mut writer) = io::pipe()?;
     let script = Script::from(Op::Send { path: path.to_owned() });
     let (host, control) = (Arc::clone(host), control.clone());
-    let sender = std::thread::Builder::new().name("relay".to_owned()).spawn(move || {
-        host.run(&script, Io { output: Some(&mut writer), ..Io::default() }, &control).map(drop)
-    })?;
+    let sender = std::thread::Builder::new()
+        .name("relay".to_owned())
+        .spawn(move || host.run(&script, Io { output: Some(&mut writer), ..Io::default() }, &control).map(drop))?;
     Ok(Box::new(Relay { reader, sender: Some(sender) }))
 }
 

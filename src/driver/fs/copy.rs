@@ -150,7 +150,12 @@ fn copy(
 fn convert(cx: &Cx<'_>, place: &Place, from: &Layer, new: &NewImage, format: &str, failure: &str) -> Result<()> {
     let largest = from.virtual_size.map(staged_limit);
     let mut ops = place.prepare();
-    ops.push(Op::Run(qemu_img::convert((&from.path, from.format.name()), (&new.staging, format), Zeroes::Holes, largest)));
+    ops.push(Op::Run(qemu_img::convert(
+        (&from.path, from.format.name()),
+        (&new.staging, format),
+        Zeroes::Holes,
+        largest,
+    )));
     let what = format!("Convert {} from {} to {format}", from.path.display(), from.format);
     cx.apply(place.staging_step(what, &new.staging, ops).or_say(failure))?;
     Ok(())

@@ -22,7 +22,7 @@ impl Local {
 
 impl Host for Local {
     fn name(&self) -> &'static str {
-        "localhost"
+        ""
     }
 
     fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {

@@ -75,7 +75,7 @@ impl fmt::Display for HostName {
 
 /// Somewhere scripts run.
 pub trait Host: Send + Sync {
-    /// The name for people: as OpenNebula lists the host, or `localhost`.
+    /// The name for people: as OpenNebula lists the host, or nothing for this machine.
     fn name(&self) -> &str;
 
     /// Runs a script: its operations in order, until one fails. One answer for each operation.
@@ -122,8 +122,10 @@ impl fmt::Display for ScriptError {
     /// One line that names the host, what failed and why.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, kind, failure, detail } = self;
+        // This machine goes without saying.
+        let at = if host.is_empty() { String::new() } else { format!("{host}: ") };
         if let Some(failure) = failure {
-            return write!(f, "{host}: {failure}");
+            return write!(f, "{at}{failure}");
         }
         let detail = detail.split(['\n', '\r']).map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
         match kind {
@@ -131,14 +133,22 @@ impl fmt::Display for ScriptError {
                 write!(f, "Cannot reach {host} by ssh: {detail}; check that oneadmin can log in with ssh {host}")
             }
             ErrorKind::Lost => write!(f, "Lost the connection to {host} before it had answered: {detail}"),
-            ErrorKind::Stream => write!(f, "Cannot carry the data stream of {host}: {detail}"),
+            ErrorKind::Stream => write!(f, "{at}Cannot carry the data: {detail}"),
             ErrorKind::Protocol => write!(f, "Cannot understand what {host} answered: {detail}"),
-            ErrorKind::Failed | ErrorKind::Stopped(_) => write!(f, "{host}: {detail}"),
+            ErrorKind::Failed | ErrorKind::Stopped(_) => write!(f, "{at}{detail}"),
         }
     }
 }
 
-impl std::error::Error for ScriptError {}
+impl std::error::Error for ScriptError {
+    /// What stopped it: the exit status depends on it.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.kind {
+            ErrorKind::Stopped(why) => Some(why),
+            _ => None,
+        }
+    }
+}
 
 impl ScriptError {
     /// An error without an operation to blame.
