@@ -151,7 +151,7 @@ impl Cloud {
 }
 
 macro_rules! plan {
-    ($name:literal, $text:expr) => {
+    ($name:expr, $text:expr) => {
         insta::with_settings!({ snapshot_path => "plans/fs", prepend_module_to_snapshot => false, omit_expression => true }, {
             insta::assert_snapshot!($name, $text);
         });
