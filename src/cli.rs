@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -83,10 +84,10 @@ struct Call {
 
 /// Decides between a driver call and a person's, and serves it.
 #[must_use]
-pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
-    let argv0 = argv.next().unwrap_or_default();
-    let args: Vec<OsString> = argv.collect();
-    match driver_call(&argv0, &args) {
+pub fn main(mut words: impl Iterator<Item = OsString>) -> ExitCode {
+    let called_as = words.next().unwrap_or_default();
+    let args: Vec<OsString> = words.collect();
+    match driver_call(&called_as, &args) {
         Some(Ok(call)) => return dispatch::run(&call),
         Some(Err(error)) => return complain(&error),
         None => {}
@@ -111,7 +112,7 @@ pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 /// The call that oned makes: by link (our own name), by launcher (`--as PATH`), or none.
-fn driver_call(argv0: &OsString, args: &[OsString]) -> Option<Result<Invocation>> {
+fn driver_call(called_as: &OsString, args: &[OsString]) -> Option<Result<Invocation>> {
     let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     if args.first().is_some_and(|a| a == "--as") {
         let path = args.get(1).cloned().unwrap_or_default();
@@ -121,19 +122,11 @@ fn driver_call(argv0: &OsString, args: &[OsString]) -> Option<Result<Invocation>
         return Some(call.ok_or_else(|| refuse().into()));
     }
     // A caller may set argv[0] to anything; the kernel remembers the path that was executed.
-    let executed = OsString::from_vec_or_empty(rustix::param::linux_execfn().to_bytes());
-    [argv0, &executed].into_iter().find_map(|path| Invocation::from_path(Path::new(path), &cwd, args.to_vec())).map(Ok)
-}
-
-/// Bytes as an `OsString`; a trait only for the name at the use.
-trait FromVecOrEmpty {
-    fn from_vec_or_empty(bytes: &[u8]) -> Self;
-}
-
-impl FromVecOrEmpty for OsString {
-    fn from_vec_or_empty(bytes: &[u8]) -> Self {
-        std::os::unix::ffi::OsStringExt::from_vec(bytes.to_vec())
-    }
+    let executed = OsString::from_vec(rustix::param::linux_execfn().to_bytes().to_vec());
+    [called_as, &executed]
+        .into_iter()
+        .find_map(|path| Invocation::from_path(Path::new(path), &cwd, args.to_vec()))
+        .map(Ok)
 }
 
 fn by_words(kind: &str, call: Call) -> ExitCode {

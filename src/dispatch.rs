@@ -198,13 +198,8 @@ impl<'a> Job<'a> {
 
 /// An error and its sources in one text.
 fn chain_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn names(kind: Kind) -> String {
@@ -218,7 +213,7 @@ fn drain_stdin() -> Result<()> {
     if stdin.is_terminal() {
         return Ok(());
     }
-    let mut block = [0; 64 << 10];
+    let mut block = [0; 8 << 10];
     while stdin.read(&mut block).context("Cannot read standard input")? > 0 {}
     Ok(())
 }
@@ -268,5 +263,6 @@ fn new_name(image: u32) -> String {
     let mut hasher = md5::Md5::new();
     hasher.update(format!("{}:{image}:{}:{count}:", time.as_nanos(), std::process::id()));
     hasher.update(OsStr::from_bytes(host.nodename().to_bytes()).as_bytes());
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    let digest = hasher.finalize();
+    format!("{:032x}", u128::from_be_bytes(digest.into()))
 }

@@ -7,7 +7,8 @@ use anyhow::Result;
 
 use crate::action::{Action, Kind};
 use crate::context::Cx;
-use crate::payload::ActionData;
+use crate::payload::{ActionData, FieldError};
+use crate::report::Misuse;
 
 pub mod dummy;
 pub mod fs;
@@ -76,6 +77,12 @@ pub struct Request {
     pub id: u32,
     /// The document.
     pub data: ActionData,
+}
+
+/// An error of the payload is a call that was wrong in itself.
+#[expect(clippy::needless_pass_by_value, reason = "`map_err` hands it over")]
+fn misuse(error: FieldError) -> Misuse {
+    Misuse(error.to_string())
 }
 
 /// What a driver answers. The type, not the driver, knows how stdout has to look (contract 01 §6.1).

@@ -6,9 +6,8 @@ use anyhow::{Result, bail};
 
 use super::nfs;
 use super::place::Place;
-use super::register::misuse;
 use crate::context::Cx;
-use crate::driver::{Reply, Request};
+use crate::driver::{Reply, Request, misuse};
 use crate::exec::op::Op;
 use crate::report::Misuse;
 use crate::tool::qemu_img::Zeroes;

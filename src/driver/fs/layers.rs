@@ -111,15 +111,15 @@ impl Layers {
             };
             snapshots.insert(id, layer(files.snapshot(id), link, &head, stat.stat().map(|s| s.size))?);
         }
-        let mut moves = BTreeMap::new();
+        let mut elsewhere = BTreeMap::new();
         for id in moved {
             let Value::Bytes(text) = next() else { continue };
             let text = text.trim_ascii();
             if let Some(name) = Path::new(OsStr::from_bytes(text)).file_name() {
-                moves.insert(id, name.to_owned());
+                elsewhere.insert(id, name.to_owned());
             }
         }
-        let layers = Self { files: files.clone(), image, snapshots, moved: moves };
+        let layers = Self { files: files.clone(), image, snapshots, moved: elsewhere };
         layers.check()?;
         Ok(layers)
     }
@@ -275,7 +275,7 @@ fn within(files: &ImageFiles, text: &Path, from: &Path) -> Result<PathBuf> {
     }
     if let Ok(rest) = whole.strip_prefix(&snapshots) {
         let me = snapshots.file_name().unwrap_or_default();
-        let mut parts = rest.components().map(|c| c.as_os_str()).skip_while(|part| *part == me);
+        let mut parts = rest.components().map(std::path::Component::as_os_str).skip_while(|part| *part == me);
         if let (Some(name), None) = (parts.next(), parts.next()) {
             return Ok(snapshots.join(name));
         }

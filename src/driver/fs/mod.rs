@@ -4,15 +4,15 @@
 //!
 //! # Layout
 //!
-//! - [`place`]: which machine handles the datastore's files, and how a new file gets its name there.
-//! - [`register`]: `cp` and `stat`, the door through which users' bytes come in.
-//! - [`create`]: `mkfs`.
-//! - [`copy`]: `clone`.
-//! - [`remove`]: `rm`.
-//! - [`report`]: `monitor` and `export`, which change nothing.
-//! - [`layers`]: the snapshot layers of an image as they lie on the disk.
-//! - [`snapshot`]: `snap_delete`, `snap_revert`, `snap_flatten`.
-//! - [`nfs`]: datastores that are mounted on demand.
+//! - `place`: which machine handles the datastore's files, and how a new file gets its name there.
+//! - `register`: `cp` and `stat`, the door through which users' bytes come in.
+//! - `create`: `mkfs`.
+//! - `copy`: `clone`.
+//! - `remove`: `rm`.
+//! - `report`: `monitor` and `export`, which change nothing.
+//! - `layers`: the snapshot layers of an image as they lie on the disk.
+//! - `snapshot`: `snap_delete`, `snap_revert`, `snap_flatten`.
+//! - `nfs`: datastores that are mounted on demand.
 
 mod copy;
 mod create;

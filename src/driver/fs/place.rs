@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::register::misuse;
 use crate::context::Cx;
+use crate::driver::misuse;
 use crate::exec::host::{ErrorKind, Host};
 use crate::exec::op::{Op, Value};
 use crate::exec::staging::{self, Owner};
@@ -190,7 +190,9 @@ pub fn bridges_on<'b>(cx: &Cx<'_>, bridges: &[&'b str]) -> Result<Vec<&'b str>> 
             return Ok(bridges.to_vec());
         }
     };
-    let usable = |name: &str| pool.hosts.iter().find(|h| h.name.trimmed() == Some(name)).is_none_or(|h| h.is_usable());
+    let usable = |name: &str| {
+        pool.hosts.iter().find(|h| h.name.trimmed() == Some(name)).is_none_or(crate::payload::Host::is_usable)
+    };
     let on: Vec<&str> = bridges.iter().copied().filter(|name| usable(name)).collect();
     if on.is_empty() {
         bail!("All hosts from 'BRIDGE_LIST' are offline, error or disabled");

@@ -12,11 +12,11 @@ use super::nfs;
 use super::place::{NewImage, Place};
 use super::snapshot::staged_limit;
 use crate::context::Cx;
-use crate::driver::{Reply, Request};
+use crate::driver::{Reply, Request, misuse};
 use crate::exec::op::{Op, Sparse};
 use crate::exec::step::{Feed, Step};
 use crate::image::{Contents, Format, Inspection};
-use crate::payload::{Datastore, DatastoreType, FieldError, Image, ImageType};
+use crate::payload::{Datastore, DatastoreType, Image, ImageType};
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
 use crate::transfer::import::{self, Incoming};
@@ -78,11 +78,6 @@ pub fn stat(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     Ok(Reply::Size { mib: bytes.div_ceil(1 << 20) })
 }
 
-/// An error of the payload is a call that was wrong in itself.
-pub fn misuse(error: FieldError) -> Misuse {
-    Misuse(error.to_string())
-}
-
 /// Whether the bytes are stored as they are. A files datastore does so unless told otherwise, but only for `cp`.
 fn is_opaque(datastore: &Datastore, registering: bool) -> Result<bool> {
     let files = datastore.datastore_type.get().map_err(misuse)? == Some(DatastoreType::File);
@@ -137,7 +132,7 @@ fn judge(seen: &Inspection, incoming: &Incoming, opaque: bool) -> Result<()> {
 }
 
 /// The format to convert to, if the datastore wants another one that we write. An encrypted image stays as it is.
-pub fn conversion<'f>(wanted: Option<&'f str>, format: Format) -> Option<&'f str> {
+pub fn conversion(wanted: Option<&str>, format: Format) -> Option<&str> {
     wanted.filter(|w| matches!(*w, "qcow2" | "raw") && *w != format.name() && format != Format::Luks)
 }
 

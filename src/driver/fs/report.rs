@@ -6,9 +6,8 @@ use anyhow::{Context as _, Result, bail};
 
 use super::layers::Layers;
 use super::place::Place;
-use super::register::misuse;
 use crate::context::Cx;
-use crate::driver::{Reply, Request};
+use crate::driver::{Reply, Request, misuse};
 use crate::exec::op::{Op, Space, Value};
 use crate::exec::step::Step;
 

@@ -8,9 +8,8 @@ use anyhow::{Context as _, Result, bail};
 
 use super::layers::{Layer, Layers};
 use super::place::Place;
-use super::register::misuse;
 use crate::context::Cx;
-use crate::driver::{Reply, Request};
+use crate::driver::{Reply, Request, misuse};
 use crate::exec::op::{Op, Sparse};
 use crate::exec::step::Step;
 use crate::report::Misuse;
