@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::decode::{Bounded, Compression, MAGIC};
 use super::digest::{Expected, Hashers};
+use super::helper::Helper;
 use super::http::{self, Download, HttpError};
 use super::overlap::Overlapped;
 use super::rate::{Limited, Rate};
@@ -48,6 +49,8 @@ pub struct Options {
     pub max_output: Option<u64>,
     /// How downloads behave.
     pub http: http::Options,
+    /// Who downloads from schemes that we do not serve.
+    pub helper: Option<Helper>,
 }
 
 impl Default for Options {
@@ -59,6 +62,7 @@ impl Default for Options {
             rate: None,
             max_output: None,
             http: http::Options::default(),
+            helper: None,
         }
     }
 }
@@ -138,8 +142,11 @@ fn open_origin(location: &OsStr, options: &Options, stop: &Stop) -> Result<Opene
             Ok(Opened { reader: Box::new(download), len, file: None })
         }
         Origin::Other(scheme) => {
-            let scheme = scheme.to_owned();
-            Err(ImportError::Scheme { location: shown(location), scheme })
+            let refuse = || ImportError::Scheme { location: shown(location), scheme: scheme.to_owned() };
+            let helper = options.helper.as_ref().ok_or_else(refuse)?;
+            let text = location.to_str().ok_or_else(refuse)?;
+            let relay = helper.open(text, &scheme.to_ascii_lowercase(), &stop.control())?;
+            Ok(Opened { reader: Box::new(relay), len: None, file: None })
         }
     }
 }

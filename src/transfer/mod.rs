@@ -7,11 +7,13 @@
 //! - [`size`]: how large an image will be, for the `stat` of a datastore.
 //! - [`source`]: files of this machine that users name, and which they may.
 //! - [`http`], [`proxy`]: downloads.
+//! - [`helper`]: downloads by upstream's program, for schemes that we do not serve.
 //! - [`rate`], [`digest`], [`decode`]: the stages of an import: how fast, whether it is the right one, what is inside.
 
 pub mod copy;
 pub mod decode;
 pub mod digest;
+pub mod helper;
 pub mod http;
 pub mod import;
 mod overlap;

@@ -28,6 +28,11 @@ impl Stop {
         self.abandoned.store(true, Ordering::Relaxed);
     }
 
+    /// What the caller obeys.
+    pub(super) fn control(&self) -> Control {
+        self.control.clone()
+    }
+
     pub(super) fn check(&self) -> Result<(), Stopped> {
         if self.abandoned.load(Ordering::Relaxed) {
             return Err(Stopped::Cancelled);

@@ -3,6 +3,7 @@
 //! Source: contract 02 §2.2. Where source and target are handled by one machine the copy stays on it (and shares blocks
 //! where the file system can); else the data streams through the front-end, without a temporary file.
 
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -134,10 +135,10 @@ fn copy(
         cx.apply(place.staging_step(what, to, ops).or_say(failure))?;
         return Ok(());
     }
-    let reader = if cx.is_real() {
-        relay::read(&source.host, from, &cx.control).with_context(|| failure.to_owned())?
+    let reader: Box<dyn Read + Send> = if cx.is_real() {
+        Box::new(relay::file_of(&source.host, from, &cx.control).with_context(|| failure.to_owned())?)
     } else {
-        Box::new(std::io::empty())
+        Box::new(io::empty())
     };
     let from = source.bridge.as_deref().unwrap_or("the front-end");
     let what = format!("Stream the image from {from} through the front-end");

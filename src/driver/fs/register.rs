@@ -6,6 +6,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use quick_xml::escape::escape;
 
 use super::layers::data_format;
 use super::nfs;
@@ -13,12 +16,14 @@ use super::place::{NewImage, Place};
 use super::snapshot::staged_limit;
 use crate::context::Cx;
 use crate::driver::{Reply, Request, misuse};
+use crate::exec::cmd::Secret;
 use crate::exec::op::{Op, Sparse};
 use crate::exec::step::{Feed, Step};
 use crate::image::{Contents, Format, Inspection};
-use crate::payload::{Datastore, DatastoreType, Image, ImageType};
+use crate::payload::{ActionData, Datastore, DatastoreType, Image, ImageType};
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
+use crate::transfer::helper::Helper;
 use crate::transfer::import::{self, Incoming};
 use crate::transfer::rate::Rate;
 use crate::transfer::{digest, http, size, source};
@@ -39,16 +44,23 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let opaque = is_opaque(datastore, true)?;
     let verb = if location.contains("://") { "Downloading image" } else { "Copying local image" };
     cx.info(format!("{verb} {shown} to the image repository"));
-    let options = options(cx, datastore, image, opaque)?;
+    let options = options(cx, &request.data, image, opaque)?;
     let mut incoming = import::open(location.as_ref(), &options, &cx.control).with_context(|| failure.clone())?;
     let seen = incoming.inspect().with_context(|| failure.clone())?;
-    let format = data_format(seen.format);
-    judge(&seen, &incoming, opaque).with_context(|| format!("{failure}: refused"))?;
+    let files = datastore.datastore_type.get().map_err(misuse)? == Some(DatastoreType::File);
+    if incoming.head().is_empty() {
+        bail!("{failure}: it is empty");
+    }
+    // Kernels, ramdisks and context files are no disks: nothing ever looks for a format in them.
+    let format = if files { "raw" } else { data_format(seen.format) };
+    if !files {
+        judge(&seen, opaque).with_context(|| format!("{failure}: refused"))?;
+    }
 
     // What is decided.
     let keep = datastore.template.convert.trimmed().is_some_and(|c| !c.eq_ignore_ascii_case("yes"))
         || image.image_type.get().map_err(misuse)? == Some(ImageType::Cdrom)
-        || datastore.datastore_type.get().map_err(misuse)? == Some(DatastoreType::File);
+        || files;
     let target = if keep { None } else { conversion(datastore.template.driver.trimmed(), seen.format) };
     let sparse = sparse_of(datastore);
 
@@ -68,7 +80,7 @@ pub fn stat(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let datastore = &request.data.datastore;
     let image = request.data.required_image().map_err(misuse)?;
     let location = image.path.required().map_err(misuse)?;
-    let options = options(cx, datastore, image, is_opaque(datastore, false)?)?;
+    let options = options(cx, &request.data, image, is_opaque(datastore, false)?)?;
     let failure = || format!("Cannot determine size for {}", import::shown(location.as_ref()));
     let options = size::Options { import: options, max_download: MOST_COUNTED };
     let bytes = size::size_of(location.as_ref(), &options, &cx.control).with_context(failure)?;
@@ -88,8 +100,8 @@ fn is_opaque(datastore: &Datastore, registering: bool) -> Result<bool> {
 }
 
 /// What the datastore and the image ask of the import.
-fn options(cx: &Cx<'_>, datastore: &Datastore, image: &Image, opaque: bool) -> Result<import::Options> {
-    let template = &datastore.template;
+fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Result<import::Options> {
+    let template = &data.datastore.template;
     let dirs = |text: &crate::payload::Text| text.words().map(PathBuf::from).collect::<Vec<_>>();
     let mut restricted = cx.layout.restricted();
     restricted.extend(dirs(&template.restricted_dirs));
@@ -113,15 +125,34 @@ fn options(cx: &Cx<'_>, datastore: &Datastore, image: &Image, opaque: bool) -> R
         digests,
         rate: limit.map(str::parse::<Rate>).transpose().map_err(|e| Misuse(e.to_string()))?,
         http: http::Options { verify_tls: cx.settings.tls_verify() && !unverified, ..http::Options::default() },
+        helper: Some(Helper {
+            program: cx.layout.remotes.join("datastore/downloader.sh"),
+            action_data: market_keys(data),
+        }),
         ..import::Options::default()
     })
 }
 
+/// The part of the document that upstream's downloader reads: the keys of a marketplace on S3.
+fn market_keys(data: &ActionData) -> Secret {
+    let Some(market) = data.marketplace.as_ref().map(|m| &m.template) else { return Secret::new("") };
+    let secret = |text: &crate::payload::SecretText| text.get().map_or("", Secret::reveal).to_owned();
+    let values = [
+        ("ACCESS_KEY_ID", secret(&market.access_key_id)),
+        ("SECRET_ACCESS_KEY", secret(&market.secret_access_key)),
+        ("REGION", market.region.or("").to_owned()),
+        ("AWS", market.aws.or("").to_owned()),
+        ("ENDPOINT", market.endpoint.or("").to_owned()),
+    ];
+    let elements: String = values.iter().map(|(name, text)| format!("<{name}>{}</{name}>", escape(text))).collect();
+    let document = format!(
+        "<DS_DRIVER_ACTION_DATA><MARKETPLACE><TEMPLATE>{elements}</TEMPLATE></MARKETPLACE></DS_DRIVER_ACTION_DATA>"
+    );
+    Secret::new(BASE64.encode(document))
+}
+
 /// Refuses what no datastore should hold: an image that refers to other files, or an archive in place of an image.
-fn judge(seen: &Inspection, incoming: &Incoming, opaque: bool) -> Result<()> {
-    if incoming.head().is_empty() {
-        bail!("It is empty");
-    }
+fn judge(seen: &Inspection, opaque: bool) -> Result<()> {
     if !seen.verdict.is_safe() {
         bail!("It is a {} image that is {}", seen.format, seen.verdict);
     }
