@@ -128,7 +128,7 @@ impl<'a> Cx<'a> {
         host: &Arc<dyn Host>,
         ops: impl IntoIterator<Item = Op>,
     ) -> std::result::Result<Vec<Value>, ScriptError> {
-        host.run(&Script::new(ops), Io { input: None, output: None }, &self.control)
+        host.run(&Script::new(ops), Io::default(), &self.control)
     }
 
     /// Asks a host one thing.

@@ -17,13 +17,16 @@ use crate::action::{Action, Kind};
 use crate::context::{Cx, Hosts, Parts};
 use crate::driver::{Driver, Entry, Reply, Request, Serve};
 use crate::exec::control::{Cancel, Control};
-use crate::exec::host::{Host, HostSet};
+use crate::exec::host::local::Local;
+use crate::exec::host::policy::{Policy, Remote};
+use crate::exec::host::{Host, HostName};
+use crate::exec::process::Programs;
 use crate::exec::step::{Executor, Explainer, Planned, Runner};
 use crate::invocation::Invocation;
 use crate::location::Layout;
 use crate::oned::{self, Oned, OnedEnv};
 use crate::payload;
-use crate::report::{Log, Misuse, exit_status};
+use crate::report::{Level, Log, Misuse, exit_status};
 use crate::settings::Settings;
 
 /// Runs a call as oned makes it and answers on stdout and stderr.
@@ -147,7 +150,7 @@ impl<'a> Job<'a> {
                 let env = |name: &str| std::env::var_os(name);
                 let layout = Layout::new(env, self.call.remotes.as_deref());
                 let settings = Settings::load(&layout, &self.call.mad, env)?;
-                let hosts = RealHosts(HostSet::from_env());
+                let hosts = RealHosts::new(log)?;
                 let cx = Cx::new(Parts {
                     layout: &layout,
                     settings: &settings,
@@ -226,20 +229,33 @@ fn deliver(reply: &[u8]) -> Result<()> {
 }
 
 /// Hosts as they are.
-struct RealHosts(HostSet);
+struct RealHosts<'a> {
+    programs: Programs,
+    policy: Policy,
+    log: &'a Log,
+}
 
-impl Hosts for RealHosts {
+impl<'a> RealHosts<'a> {
+    fn new(log: &'a Log) -> Result<Self> {
+        let policy = Policy::from_env().map_err(|e| Misuse(e.to_string()))?;
+        Ok(Self { programs: Programs::from_env(), policy, log })
+    }
+}
+
+impl Hosts for RealHosts<'_> {
     fn local(&self) -> Arc<dyn Host> {
-        self.0.local()
+        Arc::new(Local::new(self.programs.clone()))
     }
 
     fn remote(&self, name: &str) -> Result<Arc<dyn Host>> {
-        Ok(self.0.remote(name)?)
+        let log = self.log.clone();
+        let notes = Arc::new(move |text: &str| log.say(Level::Debug, text));
+        Ok(Arc::new(Remote::new(HostName::new(name)?, self.programs.clone(), self.policy, notes)))
     }
 }
 
 fn connect() -> Box<dyn Oned> {
-    oned::connect(&OnedEnv::from_env())
+    oned::connect(&OnedEnv::from_process())
 }
 
 /// 32 hexadecimal digits that no other call gets: time, process, image and a counter, hashed as upstream's names are.

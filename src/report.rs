@@ -6,7 +6,7 @@
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::exec::control::Stopped;
@@ -90,12 +90,12 @@ impl fmt::Display for Level {
 }
 
 /// Writes log lines: to stderr in oned's dialect, and as JSON lines to the file that `ONESTORE_LOG` names.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Log {
     action: String,
     call: String,
     quiet: bool,
-    file: Option<Mutex<std::fs::File>>,
+    file: Option<Arc<Mutex<std::fs::File>>>,
 }
 
 impl Log {
@@ -109,7 +109,7 @@ impl Log {
         if let Some(path) = file {
             use std::os::unix::fs::OpenOptionsExt;
             match OpenOptions::new().create(true).append(true).mode(0o600).open(path) {
-                Ok(file) => log.file = Some(Mutex::new(file)),
+                Ok(file) => log.file = Some(Arc::new(Mutex::new(file))),
                 Err(e) => log.say(Level::Warn, &format!("Cannot open log file {}: {e}", path.display())),
             }
         }

@@ -505,6 +505,23 @@ kill_at() { # VERB POINT: prints what is wrong
     rm -rf -- "$TMP/killed-$verb-$point"
 }
 
+# An unpacked release: the binary beside the script, no source.
+case_release() {
+    local release=$TMP/release/dir installer=$HERE
+    front_end release
+    mkdir -- "$release"
+    cp -R -- "$HERE/install.sh" "$HERE/scripts" "$HERE/remotes" "$release"
+    HERE=$release
+    refuses 'release: neither binary nor source' "No binary beside $release/install.sh"
+    refuses 'release: no demo' "No demo $release/tests/demo.sh" --demo
+    cp -- "$BIN" "$release/onestore"
+    succeeds 'release: install' --family datastore/fs
+    same 'release: serves' 'served datastore/fs/cp' "$("$R/datastore/fs/cp")"
+    OUT=$(cd / && ONE_LOCATION=$ONE "$release/install.sh" --uninstall 2>&1)
+    same 'release: uninstall by ONE_LOCATION restores the tree' "$BEFORE" "$(fingerprint "$R")"
+    HERE=$installer
+}
+
 # The binary that this project builds.
 case_real_binary() {
     local real=${ONESTORE_BIN:-${CARGO_TARGET_DIR:-$HERE/target}/debug/onestore} entry families copy message answer

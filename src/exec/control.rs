@@ -81,6 +81,12 @@ impl Default for Cancel {
     }
 }
 
+impl AsFd for Cancel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd()
+    }
+}
+
 /// Writes one byte; a trait only so that `&UnixStream` reads well above.
 trait WriteByte {
     fn write_byte(&mut self) -> io::Result<()>;
@@ -181,11 +187,5 @@ mod tests {
     fn the_nearer_deadline_holds() {
         let control = Control::only_within(Duration::ZERO).within(Duration::from_secs(60));
         assert_eq!(control.check(), Err(Stopped::Deadline));
-    }
-}
-
-impl AsFd for Cancel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd()
     }
 }

@@ -86,7 +86,11 @@ impl OpError {
 
     /// An external program failed.
     pub(super) fn process(index: usize, error: ProcessError) -> Self {
-        let message = error.to_string();
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        let message = match &cause {
+            Some(cause) => format!("{error}: {}", without_number(cause)),
+            None => error.to_string(),
+        };
         let kind = match error.kind {
             ProcessErrorKind::Missing(_) => OpErrorKind::MissingProgram,
             ProcessErrorKind::Stopped(stopped) => OpErrorKind::Stopped(stopped),
@@ -178,6 +182,9 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
         Op::Receive { .. } if before.iter().any(|op| matches!(op, Op::Receive { .. })) => {
             say("the script receives twice");
         }
+        op if before.iter().any(|op| matches!(op, Op::Receive { .. })) && !is_harmless(op) => {
+            say("nothing may change after receiving in the same script");
+        }
         Op::Send { .. } if index + 1 != script.ops.len() => say("sending is not the last operation"),
         op if script.sends() && (op.is_question() || matches!(op, Op::Receive { .. })) => {
             say("a script that sends cannot answer anything else");
@@ -207,6 +214,12 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
         _ => {}
     }
     (!faults.is_empty()).then_some(faults)
+}
+
+/// What may follow [`Op::Receive`]. The end of a connection looks like the end of the data, so that only the side that
+/// sent it knows whether all has arrived: it compares the number received before it sends the script that publishes.
+fn is_harmless(op: &Op) -> bool {
+    op.is_question() || matches!(op, Op::Sync { .. } | Op::PunchHoles { .. })
 }
 
 fn is_variable(name: &str) -> bool {
@@ -286,9 +299,11 @@ mod tests {
             Op::Send { path: "/a".into() },
             Op::Stat { path: "b".into(), follow: true },
             Op::Run(crate::exec::cmd::Cmd::new("x").env("A;B", crate::exec::cmd::Secret::new(""))),
+            Op::Receive { path: "/r".into(), sparse: Sparse::Holes },
+            Op::Rename { from: "/r".into(), to: "/image".into() },
         ]);
-        for index in 0..3 {
-            assert!(fault(&script, index).is_some());
+        for index in 0..script.ops.len() {
+            assert!(fault(&script, index).is_some(), "{index}");
         }
     }
 }

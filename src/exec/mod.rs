@@ -6,20 +6,28 @@
 //! - [`cmd`]: an external command as data, its secrets typed. No I/O.
 //! - [`interpret`]: the *in process* interpreter of a script (rule 5 of `docs/architecture.md`).
 //! - [`error`]: how a script fails, in one line, from either interpreter.
+//! - `files`: the file operations of it, on system calls.
 //! - [`posix`]: the other interpreter: a script rendered as POSIX sh, and the answers read back. The only place that quotes.
 //! - [`control`]: cancellation (SIGTERM) and deadlines.
 //! - [`process`]: one child process: spawned in its own group, waited for by pidfd, killed as a group.
+//! - [`agent`]: the in process interpreter as the far side of an ssh connection.
+//! - [`relay`]: a file of one host as a stream for another.
 //! - [`host`]: where scripts run: here, through the OpenSSH client, or through libssh2.
 //! - [`lock`]: named advisory locks, compatible with `/var/lock/one`.
 //! - [`staging`]: names of files that are not finished yet, and what becomes of them when their owner dies.
 //! - [`step`]: scripts with an undo and a sentence; the undo stack.
 
+pub mod agent;
 pub mod cmd;
 pub mod control;
 pub mod error;
+mod files;
+pub mod host;
 pub mod interpret;
 pub mod lock;
 pub mod op;
 pub mod posix;
 pub mod process;
+pub mod relay;
 pub mod staging;
+pub mod step;

@@ -107,7 +107,7 @@ pub enum Op {
         /// Permission bits, not reduced by the umask.
         mode: u32,
     },
-    /// Renames within one file system, replacing a file or link at `to`.
+    /// Renames within one file system, replacing a file or link at `to`; fails where both are names of one file.
     Rename {
         /// Old name.
         #[serde(with = "path")]
@@ -161,7 +161,9 @@ pub enum Op {
         bytes: u64,
     },
     /// Writes the script's input stream to a new file, zero blocks as holes, synced: [`Value::Number`] of bytes received.
-    /// At most one per script. Leaves a part on failure.
+    /// At most one per script, followed by questions, [`Op::Sync`] and [`Op::PunchHoles`] only: a connection that broke
+    /// looks like the end of the data, so the sender has to compare the number before it publishes. Leaves a part on
+    /// failure.
     Receive {
         /// The file; fails where it exists.
         #[serde(with = "path")]
@@ -237,6 +239,20 @@ pub enum FileKind {
     Block,
     /// Anything else: pipe, socket, character device.
     Other,
+}
+
+impl FileKind {
+    /// The kind by a mode (`S_IFMT` of `inode(7)`).
+    #[must_use]
+    pub fn of_mode(mode: u32) -> Self {
+        match mode & 0o170_000 {
+            0o100_000 => Self::File,
+            0o040_000 => Self::Dir,
+            0o120_000 => Self::Link,
+            0o060_000 => Self::Block,
+            _ => Self::Other,
+        }
+    }
 }
 
 /// Answer to [`Op::Stat`].

@@ -4,8 +4,9 @@
 //!
 //! - To it: a constant command line, then the script as one line of Base64 on standard input ([`delivery`]), then the
 //!   data that [`Op::Receive`] takes. So nothing of the script, secrets included, is in an argument list.
-//! - From it on stdout: one line for each answer, `index payload`, where the payload is `-` (absent), `:text`, or Base64.
-//!   A script that sends ([`Op::Send`]) writes the raw bytes instead.
+//! - From it on stdout: one line for each answer, `index payload`, where the payload is `-` (absent), `:text`, or Base64;
+//!   at last `end`. A script that sends ([`Op::Send`]) writes the raw bytes
+//!   instead.
 //! - From it on stderr: a line `@onestore-op index` before each operation, so that words can be told whose they are, and
 //!   at a failure at last `@onestore-failed index status`.
 //!
@@ -28,7 +29,9 @@ use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_wor
 use super::staging;
 
 /// The command line of every script: any login shell hands it to sh, which reads one line and leaves the rest alone.
-pub const REMOTE_COMMAND: &str = r#"exec sh -c 'IFS= read -r s; eval "$(printf %s "$s" | base64 -d)"'"#;
+///
+/// A connection that ends within the line runs nothing, and neither does a host without `base64`.
+pub const REMOTE_COMMAND: &str = r#"exec sh -c 'IFS= read -r s && s=$(printf %s "$s" | base64 -d) && eval "$s"'"#;
 
 /// How a script travels: the remote command, and the line that comes first on its standard input.
 #[must_use]
@@ -100,15 +103,22 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
                     locks += 1;
                     lock(name, *wait_seconds, 5 + locks)
                 }
-                op => body(op),
+                op if op.is_question() => question(op),
+                op => change(op),
             },
         };
         text.push_str(&body);
         text.push('\n');
     }
+    if !sends {
+        let _ = writeln!(text, "echo {END}");
+    }
     text.push_str("d=1\n");
     text
 }
+
+/// The last line of stdout: all answers have arrived.
+const END: &str = "end";
 
 /// A word of sh that stands for exactly these bytes, in plain ASCII: what is not, goes through `printf`.
 ///
@@ -148,8 +158,8 @@ fn dir_of(path: &Path) -> String {
     q(path.parent().unwrap_or(Path::new("/")))
 }
 
-/// The commands of one operation; they exit with the failing command's status.
-fn body(op: &Op) -> String {
+/// The commands of a question; they exit with the failing command's status.
+fn question(op: &Op) -> String {
     match op {
         Op::Stat { path, follow } => {
             format!("if os_there {} {}; then os_say \":$o\"; else os_say -; fi", q(path), follow_flag(*follow))
@@ -174,6 +184,13 @@ fn body(op: &Op) -> String {
             q(path)
         ),
         Op::Md5 { path } => format!("os_cap md5sum -- {}; os_ok 0", q(path)),
+        _ => unreachable!("not a question"),
+    }
+}
+
+/// The commands of a change; they exit with the failing command's status.
+fn change(op: &Op) -> String {
+    match op {
         Op::MakeDir { path } => format!("mkdir -p -- {} || exit", q(path)),
         Op::RemoveDirIfEmpty { path } => format!(
             "o=$(rmdir -- {} 2>&1) || case $o in\n\
@@ -271,7 +288,7 @@ fn body(op: &Op) -> String {
             }
             text
         }),
-        Op::Lock { .. } | Op::Run(_) => unreachable!("rendered by the caller"),
+        _ => unreachable!("rendered by the caller"),
     }
 }
 
@@ -344,9 +361,11 @@ pub fn parse(script: &Script, stdout: &[u8]) -> Result<Vec<Value>, BadAnswer> {
     if script.sends() {
         return Ok(vec![Value::Done; script.ops.len()]);
     }
+    let bad =
+        |index: usize| BadAnswer { index, op: script.ops.get(index).map(ToString::to_string).unwrap_or_default() };
     let mut lines = stdout.split(|byte| *byte == b'\n');
     let answers = script.ops.iter().enumerate().map(|(index, op)| {
-        let bad = || BadAnswer { index, op: op.to_string() };
+        let bad = || bad(index);
         if !answers(op) {
             return Ok(Value::Done);
         }
@@ -355,7 +374,9 @@ pub fn parse(script: &Script, stdout: &[u8]) -> Result<Vec<Value>, BadAnswer> {
         let payload = lines.find_map(|line| line.strip_prefix(prefix.as_bytes())).ok_or_else(bad)?;
         value(op, payload).ok_or_else(bad)
     });
-    answers.collect()
+    let values = answers.collect::<Result<_, _>>()?;
+    let ended = lines.any(|line| line == END.as_bytes());
+    if ended { Ok(values) } else { Err(bad(script.ops.len().saturating_sub(1))) }
 }
 
 /// Whether an operation answers more than [`Value::Done`].
@@ -397,18 +418,7 @@ fn stat(text: &str) -> Option<Stat> {
     let mut fields = text.split(' ');
     let mode = u32::from_str_radix(fields.next()?, 16).ok()?;
     let mut number = || fields.next()?.parse().ok();
-    Some(Stat { kind: kind(mode), size: number()?, mode: mode & 0o7777, dev: number()?, ino: number()? })
-}
-
-/// The kind of a file by its mode (`S_IFMT` of `inode(7)`).
-pub(super) fn kind(mode: u32) -> FileKind {
-    match mode & 0o170_000 {
-        0o100_000 => FileKind::File,
-        0o040_000 => FileKind::Dir,
-        0o120_000 => FileKind::Link,
-        0o060_000 => FileKind::Block,
-        _ => FileKind::Other,
-    }
+    Some(Stat { kind: FileKind::of_mode(mode), size: number()?, mode: mode & 0o7777, dev: number()?, ino: number()? })
 }
 
 /// Size, used and available in the second line of `df`; `-` is what a file system does not know.
@@ -434,10 +444,7 @@ pub fn failure(script: &Script, status: Option<i32>, stderr: &[u8]) -> OpError {
         let index: usize = index.parse().ok()?;
         Some((at, index, script.ops.get(index)?, status.trim().parse().ok()?))
     });
-    let (at, index, op, status) = match found {
-        Some(found) => found,
-        None => return no_shell(status, &text),
-    };
+    let Some((at, index, op, status)) = found else { return no_shell(status, &text) };
     let begin = format!("@onestore-op {index}");
     let after = lines[..at].iter().rposition(|line| *line == begin).map_or(0, |at| at + 1);
     let said = lines[after..at].join("\n");
@@ -451,14 +458,26 @@ pub fn failure(script: &Script, status: Option<i32>, stderr: &[u8]) -> OpError {
             OpError::new(index, OpErrorKind::Locked, words)
         }
         op => {
-            // `cp: cannot stat '/a': No such file or directory`: what stands before the last colon we say better.
-            let cause = last_words(&said).map(|words| match words.rsplit_once(": ") {
-                Some((_, cause)) => cause.to_owned(),
-                None => words,
-            });
+            let cause = last_words(&said).map(|words| cause(&words).to_owned());
             OpError::text(index, op, &cause.unwrap_or_else(|| format!("exit status {status}")))
         }
     }
+}
+
+/// What coreutils say in words of their own, and what the system call says that they did not try.
+const OWN_WORDS: &[(&str, &str)] = &[
+    ("cannot overwrite directory", "Is a directory"),
+    ("-r not specified; omitting directory", "Is a directory"),
+    ("cannot overwrite non-directory", "Not a directory"),
+    ("not writing through dangling symlink", "File exists"),
+    ("to a subdirectory of itself", "Invalid argument"),
+    ("are the same file", "They are the same file"),
+];
+
+/// The cause in a line like `cp: cannot stat '/a': No such file or directory`: what stands before it we say better.
+fn cause(words: &str) -> &str {
+    let own = OWN_WORDS.iter().find(|(theirs, _)| words.contains(theirs));
+    own.map_or_else(|| words.rsplit_once(": ").map_or(words, |(_, cause)| cause), |(_, ours)| ours)
 }
 
 /// sh says 127 for a program that it does not find, and so does `prlimit`.

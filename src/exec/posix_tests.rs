@@ -125,6 +125,21 @@ fn a_connection_that_never_was_is_no_operations_fault() {
 fn a_login_shells_chatter_is_skipped() {
     let script = Script::from(Op::Stat { path: "/".into(), follow: true });
     let stat = Stat { kind: FileKind::Dir, size: 4096, mode: 0o755, dev: 5, ino: 2 };
-    assert_eq!(parse(&script, b"Welcome to node7\n0 :41ed 4096 5 2\n"), Ok(vec![Value::Stat(stat)]));
-    assert!(parse(&script, b"0 :41ed 4096").is_err());
+    assert_eq!(parse(&script, b"Welcome to node7\n0 :41ed 4096 5 2\nend\n"), Ok(vec![Value::Stat(stat)]));
+    assert!(parse(&script, b"0 :41ed 4096\nend\n").is_err());
+    assert!(parse(&script, b"0 :41ed 4096 5 2\n").is_err(), "cut off");
+}
+
+#[test]
+fn a_line_that_was_cut_off_runs_nothing() {
+    let script = Script::from(Op::Run(Cmd::new("sh").args(["-c", "echo harm >&2"])));
+    let whole = delivery(&script).1;
+    for shell in SHELLS {
+        for len in [0, 1, whole.len() / 2, whole.len() - 1] {
+            let error = deliver(shell, whole[..len].to_vec(), b"").expect_err("fails");
+            let error_text = failure(&script, Some(1), error.stderr.as_bytes());
+            assert!(error.stderr.is_empty() && error_text.index.is_none(), "{shell} {len} {}", error.stderr);
+        }
+        assert!(deliver(shell, b"no base64!\n".to_vec(), b"").is_err());
+    }
 }

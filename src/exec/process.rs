@@ -380,7 +380,7 @@ pub fn run(spawn: &Spawn, io: ProcessIo<'_>, control: &Control) -> Result<Finish
     let (ended, fed) = thread::scope(|scope| {
         // The feeder is told to stop by this pair when the child has ended.
         let (stop, stopped) = UnixStream::pair()?;
-        let feeder = running.child.stdin.take().map(|pipe| scope.spawn(move || feed(stdin, pipe, &stopped)));
+        let feeder = running.child.stdin.take().map(|pipe| scope.spawn(move || feed(stdin, &pipe, &stopped)));
         let ended = running.wait(&mut output, control);
         drop(stop);
         let fed = feeder.map_or(Ok(()), |feeder| {
@@ -586,11 +586,11 @@ impl Output<'_> {
 }
 
 /// Writes a child's input until it ends, the child closes it, or `stopped` is hung up.
-fn feed(stdin: Stdin<'_>, pipe: std::process::ChildStdin, stopped: &UnixStream) -> io::Result<()> {
-    rustix::io::ioctl_fionbio(&pipe, true)?;
+fn feed(stdin: Stdin<'_>, pipe: &std::process::ChildStdin, stopped: &UnixStream) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(pipe, true)?;
     match stdin {
         Stdin::Null | Stdin::File(_) => Ok(()),
-        Stdin::Bytes(bytes) => write_until(&pipe, &bytes, stopped.as_fd()).map(|_| ()),
+        Stdin::Bytes(bytes) => write_until(pipe, &bytes, stopped.as_fd()).map(|_| ()),
         Stdin::Stream(reader) => {
             let mut block = vec![0; 256 << 10];
             loop {
@@ -600,7 +600,7 @@ fn feed(stdin: Stdin<'_>, pipe: std::process::ChildStdin, stopped: &UnixStream) 
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                     Err(error) => return Err(error),
                 };
-                if !write_until(&pipe, &block[..len], stopped.as_fd())? {
+                if !write_until(pipe, &block[..len], stopped.as_fd())? {
                     return Ok(());
                 }
             }

@@ -112,19 +112,26 @@ fn a_grandchild_that_keeps_the_input_does_not_hang_us() {
 fn cancelling_ends_the_whole_group() {
     let cancel = Cancel::new();
     let control = Control::new(cancel.clone()).within(Duration::from_secs(60));
-    let (mut reader, writer) = io::pipe().expect("pipe");
-    let mut writer = writer;
-    thread::scope(|scope| {
-        scope.spawn(move || {
+    let (mut reader, mut writer) = io::pipe().expect("pipe");
+    let pids = thread::scope(|scope| {
+        let canceller = scope.spawn(move || {
             let mut line = [0; 32];
             let len = reader.read(&mut line).expect("two numbers");
             cancel.set();
-            (line, len)
+            String::from_utf8_lossy(&line[..len]).into_owned()
         });
         let io = ProcessIo { stdin: Stdin::Null, stdout: Stdout::Writer(&mut writer) };
         let error = run(&sh("sleep 100 & echo $! $$; wait"), io, &control).expect_err("must be cancelled");
         assert!(matches!(error.kind, ProcessErrorKind::Stopped(Stopped::Cancelled)), "{error:?}");
+        canceller.join().expect("no panic")
     });
+    let begin = Instant::now();
+    for pid in pids.split_whitespace().map(|pid| pid.parse().expect("a number")) {
+        while !gone(pid) {
+            assert!(begin.elapsed() < Duration::from_secs(30), "{pid} is still there");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub fn read(host: &Arc<dyn Host>, path: &Path, control: &Control) -> io::Result<
     let script = Script::from(Op::Send { path: path.to_owned() });
     let (host, control) = (Arc::clone(host), control.clone());
     let sender = std::thread::Builder::new().name("relay".to_owned()).spawn(move || {
-        host.run(&script, Io { input: None, output: Some(&mut writer) }, &control).map(drop)
+        host.run(&script, Io { output: Some(&mut writer), ..Io::default() }, &control).map(drop)
     })?;
     Ok(Box::new(Relay { reader, sender: Some(sender) }))
 }

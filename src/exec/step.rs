@@ -38,7 +38,6 @@ impl std::fmt::Debug for Feed {
 }
 
 /// One change.
-#[derive(Debug)]
 pub struct Step {
     /// What is done, as a sentence for a person, without a full stop.
     pub what: String,
@@ -119,7 +118,6 @@ pub trait Executor {
 }
 
 /// Runs steps and keeps the undo stack.
-#[derive(Debug)]
 pub struct Runner<'a> {
     control: Control,
     log: &'a Log,
@@ -127,7 +125,6 @@ pub struct Runner<'a> {
     after: RefCell<Vec<Step>>,
 }
 
-#[derive(Debug)]
 struct Undo {
     what: String,
     host: Arc<dyn Host>,
@@ -159,7 +156,7 @@ impl Executor for Runner<'_> {
             Some(Feed::File(file)) => Some(Input::File(file)),
             None => None,
         };
-        step.host.run(&step.script, Io { input, output: None }, &self.control).with_context(|| step.failure.clone())
+        step.host.run(&step.script, Io { input, ..Io::default() }, &self.control).with_context(|| step.failure.clone())
     }
 
     fn after(&self, step: Step) {
@@ -186,7 +183,7 @@ impl Drop for Runner<'_> {
     fn drop(&mut self) {
         let control = Control::only_within(ROLL_BACK_TIME);
         for undo in self.undo.borrow_mut().drain(..).rev() {
-            let done = undo.host.run(&undo.script, Io { input: None, output: None }, &control);
+            let done = undo.host.run(&undo.script, Io::default(), &control);
             if let Err(e) = done {
                 let left: Vec<String> = undo.script.ops.iter().map(ToString::to_string).collect();
                 let text = one_line(&anyhow::Error::new(e));
@@ -213,7 +210,7 @@ pub struct Planned {
 }
 
 /// Writes steps down and runs none.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Explainer {
     plan: RefCell<Vec<Planned>>,
     after: RefCell<Vec<Step>>,

@@ -42,7 +42,7 @@ pub struct Copied {
 /// nothing is shared with the source. A target that is no regular file gets every byte written, because what it held
 /// before cannot be dropped.
 ///
-/// On network file systems whose server can copy by itself (NFS 4.2, SMB, CephFS) data extents are moved by
+/// On network file systems whose server can copy by itself (NFS 4.2, SMB, Ceph) data extents are moved by
 /// `copy_file_range(2)` and not looked into: reading them for zeroes would pull and push all of them over the network.
 ///
 /// # Errors
@@ -87,10 +87,7 @@ pub fn copy_file(from: &File, to: &File, sparse: Sparse, control: &Control) -> i
     // The source is read once, from front to end. That this is only advice makes a failure unimportant.
     let _ = fadvise(from, 0, None, Advice::Sequential);
     let mut job = Job { from, to, control, gaps, written: 0 };
-    let mover = match source.dev() == target.dev() && server_can_copy(to) {
-        true => Mover::Kernel,
-        false => Mover::Buffer,
-    };
+    let mover = if source.dev() == target.dev() && server_can_copy(to) { Mover::Kernel } else { Mover::Buffer };
     job.extents(size, mover)?;
     if source.is_file() && from.metadata()?.len() < size {
         return Err(shrunk(size));
@@ -232,15 +229,16 @@ impl Job<'_> {
             let (mut here, mut there) = (at, at);
             let want = as_usize((end - at).min(RANGE));
             match rustix::fs::copy_file_range(self.from, Some(&mut here), self.to, Some(&mut there), want) {
-                // Not always the end of the file: some file systems answer 0 where they cannot. Reading tells.
-                Ok(0) => break,
-                Ok(n) => {
+                Ok(n) if n > 0 => {
                     at += as_u64(n);
                     self.written += as_u64(n);
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::FBIG) if at > start => break,
-                Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM | Errno::BADF) => break,
+                // 0 is not always the end of the file: some file systems answer it where they cannot. Reading tells.
+                Ok(_)
+                | Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM | Errno::BADF) => {
+                    break;
+                }
                 Err(error) => return Err(error.into()),
             }
         }

@@ -43,7 +43,7 @@ pub fn clone(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
 
     // What is decided.
     let wanted = datastore.template.driver.trimmed();
-    let target = conversion(wanted, &layer.format);
+    let target = conversion(wanted, layer.format);
     let flatten = layer.backing.is_some();
 
     // What is done.
@@ -55,7 +55,7 @@ pub fn clone(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
                 "{failure}: its state is in a chain of snapshots on another machine, flatten it first (oneimage snapshot-flatten)"
             );
         }
-        let format = target.unwrap_or(&layer.format);
+        let format = target.unwrap_or(layer.format.name());
         convert(cx, &place, &layer, &new, format, &failure)?;
     } else {
         let sparse = sparse_of(datastore);
@@ -150,7 +150,7 @@ fn copy(
 fn convert(cx: &Cx<'_>, place: &Place, from: &Layer, new: &NewImage, format: &str, failure: &str) -> Result<()> {
     let largest = from.virtual_size.map(staged_limit);
     let mut ops = place.prepare();
-    ops.push(Op::Run(qemu_img::convert((&from.path, &from.format), (&new.staging, format), Zeroes::Holes, largest)));
+    ops.push(Op::Run(qemu_img::convert((&from.path, from.format.name()), (&new.staging, format), Zeroes::Holes, largest)));
     let what = format!("Convert {} from {} to {format}", from.path.display(), from.format);
     cx.apply(place.staging_step(what, &new.staging, ops).or_say(failure))?;
     Ok(())

@@ -15,7 +15,7 @@ use anyhow::{Result, bail};
 use crate::context::Cx;
 use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Op, Value};
-use crate::image::{self, Inspection};
+use crate::image::{self, Format, Prefix, RefKind};
 use crate::invocation::normalize;
 use crate::location::ImageFiles;
 
@@ -29,8 +29,8 @@ pub struct Layer {
     pub path: PathBuf,
     /// The file of the same image that it is a link to (`0 -> <image>`).
     pub link: Option<PathBuf>,
-    /// Its format (`qcow2`, `raw`).
-    pub format: String,
+    /// Its format.
+    pub format: Format,
     /// Bytes that a guest sees.
     pub virtual_size: Option<u64>,
     /// The backing name as it is written in the header.
@@ -73,14 +73,15 @@ impl Layers {
             Value::Names(names) => names.as_slice(),
             _ => &[],
         };
-        Self::read_files(cx, host, files, link, names)
+        let size = image.stat().map(|s| s.size);
+        Self::read_files(cx, host, files, (link, size), names)
     }
 
     fn read_files(
         cx: &Cx<'_>,
         host: &Arc<dyn Host>,
         files: &ImageFiles,
-        link: Option<PathBuf>,
+        (link, size): (Option<PathBuf>, Option<u64>),
         names: &[OsString],
     ) -> Result<Self> {
         let ids: Vec<u32> = names.iter().filter_map(|n| n.to_str()?.parse().ok()).collect();
@@ -100,7 +101,7 @@ impl Layers {
             Some(text) => within(files, text, files.base.as_path())?,
             None => files.image.clone(),
         };
-        let image = layer(image_path, None, &next(), None)?;
+        let image = layer(image_path, None, &next(), size)?;
         let mut snapshots = BTreeMap::new();
         for id in ids {
             let (link, stat, head) = (next(), next(), next());
@@ -241,17 +242,25 @@ fn current_file(files: &ImageFiles, id: u32) -> PathBuf {
 
 fn layer(path: PathBuf, link: Option<PathBuf>, head: &Value, size: Option<u64>) -> Result<Layer> {
     let Value::Bytes(head) = head else { bail!("{} cannot be read", path.display()) };
-    let seen: Inspection = image::inspect_head(head, size);
-    if link.is_none() && seen.has_foreign_data() {
-        bail!("{} keeps its data in another file", path.display());
+    let seen = image::inspect(&mut Prefix::new(head, None))?;
+    let refers = |kind| seen.references.iter().find(|r| r.kind == kind);
+    if link.is_none()
+        && let Some(foreign) = seen.references.iter().find(|r| r.kind != RefKind::BackingFile)
+    {
+        bail!("{} refers to the {foreign}", path.display());
     }
     Ok(Layer {
-        format: seen.data_format().to_owned(),
-        virtual_size: seen.virtual_size,
-        backing: if link.is_some() { None } else { seen.backing_file().map(PathBuf::from) },
+        format: seen.format,
+        virtual_size: seen.virtual_size.or(size),
+        backing: refers(RefKind::BackingFile).filter(|_| link.is_none()).map(|r| PathBuf::from(&r.name)),
         path,
         link,
     })
+}
+
+/// The format as oned and QEMU have it: an encrypted volume is raw data to them.
+pub fn data_format(format: Format) -> &'static str {
+    if format == Format::Luks { "raw" } else { format.name() }
 }
 
 /// The file of the image that `text`, a backing name or link seen from `from`, stands for.
@@ -304,7 +313,7 @@ mod tests {
         let make = |path: PathBuf, link: Option<&str>, backing: Option<&str>| Layer {
             path,
             link: link.map(PathBuf::from),
-            format: "qcow2".into(),
+            format: Format::Qcow2,
             virtual_size: Some(1),
             backing: backing.map(PathBuf::from),
         };

@@ -119,14 +119,7 @@ impl Place {
 
     /// A step of this place that writes the staging file `staging`, which goes again when anything fails.
     pub fn staging_step(&self, what: impl Into<String>, staging: &Path, ops: impl IntoIterator<Item = Op>) -> Step {
-        Step::new(&self.host, what, ops).undo(self.drop_staging(staging))
-    }
-
-    fn drop_staging(&self, staging: &Path) -> [Op; 2] {
-        [
-            Op::Remove { path: staging.to_owned(), tree: false, must_exist: false },
-            Op::RemoveDirIfEmpty { path: staging::dir(&self.base) },
-        ]
+        Step::new(&self.host, what, ops).undo([Op::Remove { path: staging.to_owned(), tree: false, must_exist: false }])
     }
 
     /// Gives a finished new image its name. The staging name goes when the reply is delivered.
@@ -136,12 +129,18 @@ impl Place {
     pub fn publish(&self, cx: &Cx<'_>, new: &NewImage, failure: &str) -> Result<()> {
         let ops = [Op::Publish { from: new.staging.clone(), to: new.path.clone() }];
         let step = Step::new(&self.host, format!("Give the image its name {}", new.path.display()), ops)
-            .undo([Op::Remove { path: new.path.clone(), tree: false, must_exist: false }])
+            .undo([self.unpublish(&new.staging)])
             .or_say(failure);
         cx.apply(step)?;
         let what = "Once the reply is delivered, drop the staging name";
         cx.after(Step::new(&self.host, what, staging::retire(&new.staging).ops));
         Ok(())
+    }
+
+    /// Takes a staging file back with its final name, if that is the same file: a name that was there before stays.
+    fn unpublish(&self, staging: &Path) -> Op {
+        let dead = staging.file_name().map(std::ffi::OsStr::to_owned).into_iter().collect();
+        Op::Sweep { staging: staging::dir(&self.base), dead }
     }
 
     /// Puts a finished staging file in the place of an existing file, in one rename.
@@ -152,7 +151,6 @@ impl Place {
         let mut ops =
             vec![Op::Sync { path: staging.to_owned() }, Op::Rename { from: staging.to_owned(), to: path.to_owned() }];
         ops.extend(then);
-        ops.push(Op::RemoveDirIfEmpty { path: staging::dir(&self.base) });
         cx.apply(Step::new(&self.host, format!("Put it in the place of {}", path.display()), ops).or_say(failure))?;
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::layers::data_format;
 use super::nfs;
 use super::place::{NewImage, Place};
 use super::snapshot::staged_limit;
@@ -14,11 +15,12 @@ use crate::context::Cx;
 use crate::driver::{Reply, Request};
 use crate::exec::op::{Op, Sparse};
 use crate::exec::step::{Feed, Step};
-use crate::image::{self, Inspection, Verdict};
+use crate::image::{self, Contents, Format, Inspection, Prefix};
 use crate::payload::{Datastore, DatastoreType, FieldError, Image, ImageType};
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
 use crate::transfer::import::{self, Incoming};
+use crate::transfer::rate::Rate;
 use crate::transfer::{digest, size, source};
 
 /// Registers an image from a path or URL.
@@ -36,14 +38,16 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     cx.info(format!("{verb} {shown} to the image repository"));
     let options = options(cx, datastore, image, opaque)?;
     let incoming = import::open(location, &options, &cx.control).with_context(|| failure.clone())?;
-    let seen = image::inspect_head(&incoming.head, incoming.decoded_len);
+    // Without the length: a trailer must not make another format of the same first bytes.
+    let seen = image::inspect(&mut Prefix::new(&incoming.head, None)).with_context(|| failure.clone())?;
+    let format = data_format(seen.format);
     judge(&seen, &incoming, opaque).with_context(|| format!("{failure}: refused"))?;
 
     // What is decided.
     let keep = datastore.template.convert.trimmed().is_some_and(|c| !c.eq_ignore_ascii_case("yes"))
         || image.image_type.get().map_err(misuse)? == Some(ImageType::Cdrom)
         || datastore.datastore_type.get().map_err(misuse)? == Some(DatastoreType::File);
-    let target = if keep { None } else { conversion(datastore.template.driver.trimmed(), seen.data_format()) };
+    let target = if keep { None } else { conversion(datastore.template.driver.trimmed(), seen.format) };
     let sparse = sparse_of(datastore);
 
     // What is done.
@@ -54,8 +58,7 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         convert(cx, &place, &seen, &first, &new, (format, sparse))?;
     }
     place.publish(cx, &new, &failure)?;
-    let format = target.unwrap_or_else(|| seen.data_format()).to_owned();
-    Ok(Reply::Registered { source: new.source, format })
+    Ok(Reply::Registered { source: new.source, format: target.unwrap_or(format).to_owned() })
 }
 
 /// Tells the size in MiB that an image from a path or URL would have for a guest, rounded up.
@@ -101,7 +104,7 @@ fn options(cx: &Cx<'_>, datastore: &Datastore, image: &Image, opaque: bool) -> R
     ];
     for (algorithm, text) in wanted {
         if let Some(hex) = text.trimmed() {
-            digests.push(digest::Expected::new(algorithm, hex).map_err(misuse)?);
+            digests.push(digest::Expected::new(algorithm, hex).map_err(|e| Misuse(e.to_string()))?);
         }
     }
     let limit = template.limit_transfer_bw.trimmed();
@@ -109,7 +112,7 @@ fn options(cx: &Cx<'_>, datastore: &Datastore, image: &Image, opaque: bool) -> R
     Ok(import::Options {
         paths: source::PathPolicy { safe: dirs(&template.safe_dirs), restricted },
         digests,
-        rate: limit.map(crate::transfer::rate::Rate::parse).transpose().map_err(misuse)?,
+        rate: limit.map(str::parse::<Rate>).transpose().map_err(|e| Misuse(e.to_string()))?,
         opaque,
         tls_verify: cx.settings.tls_verify() && !no_tls,
         downloader: Some(cx.layout.remotes.join("datastore/downloader.sh")),
@@ -122,18 +125,18 @@ fn judge(seen: &Inspection, incoming: &Incoming, opaque: bool) -> Result<()> {
     if incoming.head.is_empty() {
         bail!("It is empty");
     }
-    if let Verdict::Unsafe(reasons) = &seen.verdict {
-        bail!("Unsafe {} image: {}", seen.format, reasons.join("; "));
+    if !seen.verdict.is_safe() {
+        bail!("It is a {} image that is {}", seen.format, seen.verdict);
     }
-    if !opaque && let Some(archive) = import::archive(&incoming.head) {
-        bail!("It is a {archive} archive, not a disk image; unpack it, or set NO_DECOMPRESS=yes to store it as it is");
+    if !opaque && seen.contents.iter().any(|c| matches!(c, Contents::Tar | Contents::Zip)) {
+        bail!("It is an archive, not a disk image: unpack it, or set NO_DECOMPRESS=yes to store it as it is");
     }
     Ok(())
 }
 
 /// The format to convert to, if the datastore wants another one that we write. An encrypted image stays as it is.
-pub fn conversion<'f>(wanted: Option<&'f str>, format: &str) -> Option<&'f str> {
-    wanted.filter(|w| matches!(*w, "qcow2" | "raw") && *w != format && format != "luks")
+pub fn conversion<'f>(wanted: Option<&'f str>, format: Format) -> Option<&'f str> {
+    wanted.filter(|w| matches!(*w, "qcow2" | "raw") && *w != format.name() && format != Format::Luks)
 }
 
 /// What the datastore wants done with zeroes.
@@ -186,7 +189,7 @@ fn convert(
     let zeroes = if sparse == Sparse::Holes { Zeroes::Holes } else { Zeroes::Allocate };
     let largest = seen.virtual_size.map(staged_limit);
     let ops = [
-        Op::Run(qemu_img::convert((from, seen.data_format()), (&new.staging, format), zeroes, largest)),
+        Op::Run(qemu_img::convert((from, seen.format.name()), (&new.staging, format), zeroes, largest)),
         Op::Remove { path: from.to_owned(), tree: false, must_exist: true },
     ];
     let what = format!("Convert it from {} to {format}", seen.format);

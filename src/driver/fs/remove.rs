@@ -12,7 +12,6 @@ use crate::context::Cx;
 use crate::driver::{Reply, Request};
 use crate::exec::op::Op;
 use crate::exec::step::Step;
-use crate::report::Misuse;
 
 /// See the module.
 pub fn rm(cx: &Cx<'_>, request: &Request) -> Result<Reply> {

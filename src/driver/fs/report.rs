@@ -11,7 +11,6 @@ use crate::context::Cx;
 use crate::driver::{Reply, Request};
 use crate::exec::op::{Op, Space, Value};
 use crate::exec::step::Step;
-use crate::report::Misuse;
 
 /// Space of the file system that holds the datastore, in MiB. A datastore without a directory gets one.
 pub fn monitor(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
@@ -59,6 +58,6 @@ pub fn export(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         },
         md5,
         size_mib: image.size.text().or("").to_owned(),
-        format: layers.image.format.clone(),
+        format: layers.image.format.name().to_owned(),
     })
 }

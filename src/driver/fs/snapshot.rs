@@ -84,7 +84,7 @@ fn put_on_what_is_below(layers: &Layers, data: &Layer, above: &Layer) -> Result<
         (None, None) => (None, true),
     };
     let name = below.map(|below| above.name_for(&below.path));
-    let format = below.map_or("raw", |below| below.format.as_str());
+    let format = below.map_or("raw", |below| below.format.name());
     let what = match &name {
         Some(name) => format!("Put {} on {}, its content stays", above.path.display(), name.display()),
         None => format!("Make {} stand alone, its content stays", above.path.display()),
@@ -118,7 +118,7 @@ pub fn revert(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     }
     let Some(bytes) = layers.behind(data).virtual_size else { bail!("{failure}: the size of the snapshot is unknown") };
     let backing = active.name_for(&data.path);
-    ops.push(Op::Run(qemu_img::create_overlay(&staging, &backing, &layers.behind(data).format, bytes)));
+    ops.push(Op::Run(qemu_img::create_overlay(&staging, &backing, layers.behind(data).format.name(), bytes)));
     let what = format!("Make a new empty layer on {}", data.path.display());
     cx.apply(place.staging_step(what, &staging, ops).or_say(&failure))?;
     place.replace(cx, &staging, &active.path, digest, &failure)?;

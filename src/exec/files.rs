@@ -1,0 +1,415 @@
+//! The file operations of [`super::interpret`], one function each. What they promise stands in [`super::op::Op`].
+
+use std::ffi::{CStr, CString, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use md5::{Digest, Md5};
+use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use super::control::Control;
+use super::op::{FileKind, READ_LIMIT, Space, Sparse, Stat};
+use super::staging;
+use crate::transfer::copy;
+
+/// Nothing there, instead of an error that says so. A parent that is no directory has nothing in it either.
+fn absent<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn is_errno(error: &io::Error, numbers: &[Errno]) -> bool {
+    numbers.iter().any(|number| error.raw_os_error() == Some(number.raw_os_error()))
+}
+
+fn dir_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// `fsync(2)` of a file or directory.
+pub fn sync(path: &Path) -> io::Result<()> {
+    // Not blocking: a pipe would wait for its writer.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)?.sync_all()
+}
+
+/// Syncs the directories that hold these paths, each once.
+fn sync_dirs(paths: &[&Path]) -> io::Result<()> {
+    let mut dirs: Vec<&Path> = paths.iter().map(|path| dir_of(path)).collect();
+    dirs.dedup();
+    dirs.into_iter().try_for_each(sync)
+}
+
+pub fn stat(path: &Path, follow: bool) -> io::Result<Option<Stat>> {
+    let data = if follow { fs::metadata(path) } else { fs::symlink_metadata(path) };
+    Ok(absent(data)?.map(|data| Stat {
+        kind: FileKind::of_mode(data.mode()),
+        size: data.size(),
+        mode: data.mode() & 0o7777,
+        dev: data.dev(),
+        ino: data.ino(),
+    }))
+}
+
+pub fn read_link(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::read_link(path) {
+        Err(error) if is_errno(&error, &[Errno::INVAL]) => Ok(None),
+        result => Ok(absent(result)?.map(|target| target.into_os_string().into_vec())),
+    }
+}
+
+pub fn list(path: &Path) -> io::Result<Option<Vec<OsString>>> {
+    if absent(fs::metadata(path))?.is_none() {
+        return Ok(None);
+    }
+    fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>().map(Some)
+}
+
+pub fn read(path: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut bytes = vec![0; usize::try_from(len.min(READ_LIMIT)).map_err(io::Error::other)?];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.read_at(&mut bytes[filled..], offset.saturating_add(filled as u64)) {
+            Ok(0) => break,
+            Ok(len) => filled += len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+pub fn space(path: &Path) -> io::Result<Space> {
+    let data = rustix::fs::statvfs(path)?;
+    // Multiplied in 128 bits: a file system that lies about its blocks must not make us panic.
+    let mib = |blocks: u64| {
+        let bytes = u128::from(blocks) * u128::from(data.f_frsize.max(1));
+        u64::try_from(bytes.div_ceil(1 << 20)).unwrap_or(u64::MAX)
+    };
+    Ok(Space {
+        total_mib: mib(data.f_blocks),
+        used_mib: mib(data.f_blocks.saturating_sub(data.f_bfree)),
+        free_mib: mib(data.f_bavail),
+    })
+}
+
+pub fn md5(path: &Path, control: &Control) -> io::Result<Vec<u8>> {
+    let mut file = control.reader(File::open(path)?);
+    let mut digest = Md5::new();
+    let mut block = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut block) {
+            Ok(0) => break,
+            Ok(len) => digest.update(&block[..len]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(digest.finalize().iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect())
+}
+
+/// A file with several names is counted once, as `du` does.
+pub fn tree_size(path: &Path, control: &Control) -> io::Result<u64> {
+    let mut seen = std::collections::HashSet::new();
+    let mut total: u64 = 0;
+    walk(path, control, &mut |visit| {
+        let data = &visit.stat;
+        if visit.is_dir || data.st_nlink < 2 || seen.insert((data.st_dev, data.st_ino)) {
+            total = total.saturating_add(u64::try_from(data.st_size).unwrap_or(0));
+        }
+        Ok(())
+    })?;
+    Ok(total)
+}
+
+pub fn remove(path: &Path, tree: bool, must_exist: bool, control: &Control) -> io::Result<()> {
+    if !must_exist && absent(fs::symlink_metadata(path))?.is_none() {
+        return Ok(());
+    }
+    if !tree {
+        return fs::remove_file(path);
+    }
+    walk(path, control, &mut |visit| {
+        let flags = if visit.is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        match rustix::fs::unlinkat(visit.dir, visit.name, flags) {
+            // Somebody else was quicker.
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
+/// What [`walk`] came by: a directory after all that is in it, anything else as it is.
+struct Visit<'a> {
+    dir: BorrowedFd<'a>,
+    name: &'a CStr,
+    stat: rustix::fs::Stat,
+    is_dir: bool,
+}
+
+/// Walks a tree, by descriptors and never through a link, with one descriptor however deep it is.
+///
+/// Somebody who exchanges a directory for a link meanwhile is not followed, and one who moves a directory elsewhere is
+/// noticed on the way up, so that a removal cannot be led out of its tree.
+fn walk(top: &Path, control: &Control, visit: &mut dyn FnMut(Visit<'_>) -> io::Result<()>) -> io::Result<()> {
+    let name = CString::new(top.as_os_str().as_bytes())?;
+    let stat = rustix::fs::statat(CWD, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if FileKind::of_mode(stat.st_mode) != FileKind::Dir {
+        return visit(Visit { dir: CWD, name: &name, stat, is_dir: false });
+    }
+    let mut current = open_dir(CWD, &name, &stat)?;
+    // From the top down to `current`: name, identity, and the directories in it that are still to be walked.
+    let mut levels = vec![(name, stat, enter(current.as_fd(), control, visit)?)];
+    while let Some((_, _, todo)) = levels.last_mut() {
+        if let Some((name, stat)) = todo.pop() {
+            current = match open_dir(current.as_fd(), &name, &stat) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
+            let inside = enter(current.as_fd(), control, visit)?;
+            levels.push((name, stat, inside));
+            continue;
+        }
+        let Some((name, stat, _)) = levels.pop() else { break };
+        match levels.last() {
+            Some((_, above, _)) => {
+                current = open_dir(current.as_fd(), c"..", above)?;
+                visit(Visit { dir: current.as_fd(), name: &name, stat, is_dir: true })?;
+            }
+            None => visit(Visit { dir: CWD, name: &name, stat, is_dir: true })?,
+        }
+    }
+    Ok(())
+}
+
+fn open_dir(dir: BorrowedFd<'_>, name: &CStr, known: &rustix::fs::Stat) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&fd)?;
+    if (stat.st_dev, stat.st_ino) != (known.st_dev, known.st_ino) {
+        return Err(io::Error::other("The tree was changed meanwhile"));
+    }
+    Ok(fd)
+}
+
+/// Visits all that is no directory, and returns the directories.
+fn enter(
+    dir: BorrowedFd<'_>,
+    control: &Control,
+    visit: &mut dyn FnMut(Visit<'_>) -> io::Result<()>,
+) -> io::Result<Vec<(CString, rustix::fs::Stat)>> {
+    let mut dirs = Vec::new();
+    // All names before the first visit, which may remove one.
+    let entries: Vec<_> = Dir::read_from(dir)?.collect::<Result<_, _>>()?;
+    for entry in entries {
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        control.check().map_err(io::Error::other)?;
+        let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            // Somebody else removed it.
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if FileKind::of_mode(stat.st_mode) == FileKind::Dir {
+            dirs.push((name.to_owned(), stat));
+        } else {
+            visit(Visit { dir, name, stat, is_dir: false })?;
+        }
+    }
+    Ok(dirs)
+}
+
+pub fn remove_dir_if_empty(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if is_errno(&error, &[Errno::NOENT, Errno::NOTEMPTY, Errno::EXIST]) => Ok(()),
+        result => result,
+    }
+}
+
+/// A name beside `path` that nobody uses. It begins with a dot, so that no listing of images shows it.
+fn temp_name(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
+    dir_of(path).join(format!(".onestore.{:x}-{count:x}-{time:x}", std::process::id()))
+}
+
+/// Makes something under a temporary name beside `path` and renames it there; a failure leaves nothing.
+fn by_rename(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    let temp = temp_name(path);
+    let result = make(&temp).and_then(|()| fs::rename(&temp, path));
+    if result.is_err() {
+        // Its own failure would say nothing new.
+        let _ = fs::remove_file(&temp);
+    }
+    result?;
+    sync_dirs(&[path])
+}
+
+pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+    by_rename(link, |temp| std::os::unix::fs::symlink(target, temp))
+}
+
+pub fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)?;
+    sync_dirs(&[to])
+}
+
+pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    by_rename(path, |temp| {
+        // Nobody else's eyes before the mode is set: the content may be secret.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temp)?;
+        io::Write::write_all(&mut file, content)?;
+        file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))?;
+        file.sync_all()
+    })
+}
+
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let (old, new) = (fs::symlink_metadata(from)?, absent(fs::symlink_metadata(to))?);
+    if new.is_some_and(|new| (new.dev(), new.ino()) == (old.dev(), old.ino())) {
+        // `rename(2)` does nothing with two names of one file and says that all is well; `mv` refuses, and so do we.
+        return Err(io::Error::other("They are the same file"));
+    }
+    fs::rename(from, to)?;
+    sync_dirs(&[to, from])
+}
+
+pub fn move_file(from: &Path, to: &Path, control: &Control) -> io::Result<()> {
+    match rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
+        result => return result,
+    }
+    let data = fs::symlink_metadata(from)?;
+    if data.is_dir() {
+        return Err(Errno::ISDIR.into());
+    }
+    by_rename(to, |temp| {
+        if data.is_symlink() {
+            return std::os::unix::fs::symlink(fs::read_link(from)?, temp);
+        }
+        let source = open_regular(from)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(temp)?;
+        copy::copy_file(&source, &file, Sparse::Holes, control)?;
+        // Only root can give files away; `mv` does not mind either. Before the mode, which this would reduce.
+        let _ = rustix::fs::fchown(&file, Some(Uid::from_raw(data.uid())), Some(Gid::from_raw(data.gid())));
+        file.set_permissions(data.permissions())?;
+        let time = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
+        let times = Timestamps {
+            last_access: time(data.atime(), data.atime_nsec()),
+            last_modification: time(data.mtime(), data.mtime_nsec()),
+        };
+        rustix::fs::futimens(&file, &times)?;
+        file.sync_all()
+    })?;
+    fs::remove_file(from)?;
+    sync_dirs(&[from])
+}
+
+/// Opens a regular file that is no link.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).map_err(io::Error::other)?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "It is not a regular file"));
+    }
+    Ok(file)
+}
+
+pub fn copy(from: &Path, to: &Path, sparse: Sparse, control: &Control) -> io::Result<()> {
+    let source = File::open(from)?;
+    let data = source.metadata()?;
+    if data.is_dir() {
+        return Err(Errno::ISDIR.into());
+    }
+    let there = absent(fs::metadata(to))?;
+    let same = |there: &fs::Metadata| {
+        let both_blocks = there.file_type().is_block_device() && data.file_type().is_block_device();
+        (there.dev(), there.ino()) == (data.dev(), data.ino()) || (both_blocks && there.rdev() == data.rdev())
+    };
+    if there.as_ref().is_some_and(same) {
+        return Err(io::Error::other("They are the same file"));
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    let file = match there {
+        Some(_) => options.truncate(true).open(to)?,
+        // A link to nowhere is not written through: `create_new` refuses it.
+        None => options.create_new(true).mode(data.mode() & 0o777).open(to)?,
+    };
+    copy::copy_file(&source, &file, sparse, control)?;
+    file.sync_all()?;
+    sync_dirs(&[to])
+}
+
+pub fn punch_holes(path: &Path, control: &Control) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    match copy::punch_zeroes(&file, control) {
+        Err(error) if is_errno(&error, &[Errno::OPNOTSUPP, Errno::NOSYS, Errno::INVAL]) => Ok(()),
+        result => result.map(|_| ()),
+    }
+}
+
+pub fn receive(path: &Path, reader: &mut dyn Read, sparse: Sparse, control: &Control) -> io::Result<u64> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+    let len = copy::receive(reader, &file, sparse, control)?;
+    file.sync_all()?;
+    sync_dirs(&[path])?;
+    Ok(len)
+}
+
+pub fn publish(from: &Path, to: &Path) -> io::Result<()> {
+    sync(from)?;
+    match fs::hard_link(from, to) {
+        Err(error) if is_errno(&error, &[Errno::PERM, Errno::OPNOTSUPP, Errno::MLINK]) => {
+            rename_to_new(from, to)?;
+        }
+        result => result?,
+    }
+    sync_dirs(&[to, from])
+}
+
+/// Renames without replacing.
+fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // The file system has no such rename: the nearest that it has.
+        Err(Errno::INVAL | Errno::NOSYS) => match absent(fs::symlink_metadata(to))? {
+            Some(_) => Err(Errno::EXIST.into()),
+            None => fs::rename(from, to),
+        },
+        result => Ok(result?),
+    }
+}
+
+/// The final name goes first and its directory is synced: while the staging name is there, a later sweep finds both.
+pub fn sweep(staging: &Path, dead: &[OsString]) {
+    let identity = |path: &Path| fs::symlink_metadata(path).ok().map(|data| (data.dev(), data.ino()));
+    for name in dead {
+        let path = staging.join(name);
+        let Some(to) = staging::final_of(&path) else { continue };
+        let Some(inode) = identity(&path) else { continue };
+        let published = identity(&to) == Some(inode);
+        if !published || fs::remove_file(&to).and_then(|()| sync_dirs(&[&to])).is_ok() {
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
