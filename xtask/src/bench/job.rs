@@ -202,7 +202,9 @@ impl Runner {
         }
         let answer = stdout.trim();
         match self.job {
-            Job::Monitor | Job::MonitorLarge => owes(tells_free_space(answer), answer),
+            Job::Monitor | Job::MonitorLarge => {
+                owes(tells_capacity(answer, capacity(&self.sandbox.base())?), &answer.replace('\n', " "))
+            }
             Job::Stat(source) => owes(answer == (source.len() >> 20).to_string(), answer),
             Job::Remove => owes(!victim(&self.sandbox).exists(), "the image is still there"),
             Job::DummyCp => owes(answer == "dummy_path dummy_format", answer),
@@ -232,10 +234,16 @@ fn owes(kept: bool, answer: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether `FREE_MB=` comes with a number.
-fn tells_free_space(answer: &str) -> bool {
-    let number = answer.split_whitespace().find_map(|word| word.strip_prefix("FREE_MB="));
-    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+/// Size of the file system of `path` in MiB.
+fn capacity(path: &Path) -> Result<u64> {
+    let stat = rustix::fs::statvfs(path).with_context(|| format!("Cannot ask for the size of {}", path.display()))?;
+    Ok(stat.f_blocks * stat.f_frsize / (1 << 20))
+}
+
+/// Whether `TOTAL_MB=` tells this capacity, however rounded, and `FREE_MB=` a number.
+fn tells_capacity(answer: &str, mib: u64) -> bool {
+    let number = |name: &str| answer.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse::<u64>().ok());
+    number("TOTAL_MB=").is_some_and(|total| total.abs_diff(mib) <= 1) && number("FREE_MB=").is_some()
 }
 
 /// The first word of the answer has to be a file as long as its source.
@@ -252,11 +260,12 @@ fn utf8(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::tells_free_space;
+    use super::tells_capacity;
 
     #[test]
-    fn free_space_is_a_number() {
-        assert!(tells_free_space("USED_MB=1\nTOTAL_MB=3\nFREE_MB=2"));
-        assert!(!tells_free_space("USED_MB=\nTOTAL_MB=\nFREE_MB="));
+    fn a_capacity_of_another_file_system_is_wrong() {
+        assert!(tells_capacity("USED_MB=1\nTOTAL_MB=300\nFREE_MB=2", 299));
+        assert!(!tells_capacity("USED_MB=1\nTOTAL_MB=12\nFREE_MB=2", 299));
+        assert!(!tells_capacity("USED_MB=\nTOTAL_MB=\nFREE_MB=", 299));
     }
 }
