@@ -15,13 +15,16 @@ use crate::context::Cx;
 use crate::driver::{Reply, Request};
 use crate::exec::op::{Op, Sparse};
 use crate::exec::step::{Feed, Step};
-use crate::image::{self, Contents, Format, Inspection, Prefix};
+use crate::image::{Contents, Format, Inspection};
 use crate::payload::{Datastore, DatastoreType, FieldError, Image, ImageType};
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
 use crate::transfer::import::{self, Incoming};
 use crate::transfer::rate::Rate;
-use crate::transfer::{digest, size, source};
+use crate::transfer::{digest, http, size, source};
+
+/// Most bytes that `stat` downloads only to count what they unpack to: 16 GiB. oned waits 90 seconds for the answer.
+const MOST_COUNTED: u64 = 16 << 30;
 
 /// Registers an image from a path or URL.
 pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
@@ -31,15 +34,14 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let location = image.path.required().map_err(misuse)?;
     let place = Place::open(cx, datastore, request.id)?;
     let new = place.new_image(cx, request.id);
-    let shown = import::without_password(location);
+    let shown = import::shown(location.as_ref());
     let failure = format!("Error copying {shown} to {}", place.show(&new.path));
     let opaque = is_opaque(datastore, true)?;
-    let verb = if import::is_remote(location) { "Downloading image" } else { "Copying local image" };
+    let verb = if location.contains("://") { "Downloading image" } else { "Copying local image" };
     cx.info(format!("{verb} {shown} to the image repository"));
     let options = options(cx, datastore, image, opaque)?;
-    let incoming = import::open(location, &options, &cx.control).with_context(|| failure.clone())?;
-    // Without the length: a trailer must not make another format of the same first bytes.
-    let seen = image::inspect(&mut Prefix::new(&incoming.head, None)).with_context(|| failure.clone())?;
+    let mut incoming = import::open(location.as_ref(), &options, &cx.control).with_context(|| failure.clone())?;
+    let seen = incoming.inspect().with_context(|| failure.clone())?;
     let format = data_format(seen.format);
     judge(&seen, &incoming, opaque).with_context(|| format!("{failure}: refused"))?;
 
@@ -67,8 +69,9 @@ pub fn stat(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let image = request.data.required_image().map_err(misuse)?;
     let location = image.path.required().map_err(misuse)?;
     let options = options(cx, datastore, image, is_opaque(datastore, false)?)?;
-    let failure = || format!("Cannot determine size for {}", import::without_password(location));
-    let bytes = size::of(location, &options, &cx.control).with_context(failure)?;
+    let failure = || format!("Cannot determine size for {}", import::shown(location.as_ref()));
+    let options = size::Options { import: options, max_download: MOST_COUNTED };
+    let bytes = size::size_of(location.as_ref(), &options, &cx.control).with_context(failure)?;
     if bytes == 0 {
         bail!("{}: it is empty", failure());
     }
@@ -108,21 +111,20 @@ fn options(cx: &Cx<'_>, datastore: &Datastore, image: &Image, opaque: bool) -> R
         }
     }
     let limit = template.limit_transfer_bw.trimmed();
-    let no_tls = template.other.get("TLS_VERIFY").is_some_and(|v| v.trim().eq_ignore_ascii_case("no"));
+    let unverified = template.other.get("TLS_VERIFY").is_some_and(|v| v.trim().eq_ignore_ascii_case("no"));
     Ok(import::Options {
-        paths: source::PathPolicy { safe: dirs(&template.safe_dirs), restricted },
+        policy: source::PathPolicy { safe: dirs(&template.safe_dirs), restricted },
+        decompress: !opaque,
         digests,
         rate: limit.map(str::parse::<Rate>).transpose().map_err(|e| Misuse(e.to_string()))?,
-        opaque,
-        tls_verify: cx.settings.tls_verify() && !no_tls,
-        downloader: Some(cx.layout.remotes.join("datastore/downloader.sh")),
+        http: http::Options { verify_tls: cx.settings.tls_verify() && !unverified, ..http::Options::default() },
         ..import::Options::default()
     })
 }
 
 /// Refuses what no datastore should hold: an image that refers to other files, or an archive in place of an image.
 fn judge(seen: &Inspection, incoming: &Incoming, opaque: bool) -> Result<()> {
-    if incoming.head.is_empty() {
+    if incoming.head().is_empty() {
         bail!("It is empty");
     }
     if !seen.verdict.is_safe() {
@@ -153,11 +155,16 @@ struct Landing<'a> {
 }
 
 /// Takes the stream into a staging file. With a bridge and a `STAGING_DIR` it lands there first.
-fn receive(cx: &Cx<'_>, place: &Place, datastore: &Datastore, incoming: Incoming, to: &Landing<'_>) -> Result<()> {
-    let what = format!("Write {} to a staging file: {}", to.shown, incoming.describe());
-    let feed = match incoming.plain_file {
+fn receive(cx: &Cx<'_>, place: &Place, datastore: &Datastore, mut incoming: Incoming, to: &Landing<'_>) -> Result<()> {
+    let how = match (incoming.compression, &incoming.plain_file) {
+        (Some(compression), _) => format!(", unpacked from {}", compression.name()),
+        (None, Some(_)) if place.bridge.is_none() => ", sharing its blocks where the file system can".to_owned(),
+        (None, _) => String::new(),
+    };
+    let what = format!("Write {} to a staging file{how}", to.shown);
+    let feed = match incoming.plain_file.take() {
         Some(file) => Feed::File(file),
-        None => Feed::Stream(incoming.stream),
+        None => Feed::Stream(Box::new(incoming)),
     };
     let staging_dir = datastore.template.staging_dir.trimmed().filter(|_| place.bridge.is_some());
     let Some(staging_dir) = staging_dir else {
