@@ -64,7 +64,10 @@ enum Verb {
     },
     /// Run a script of typed operations for another onestore at the other end of an ssh connection
     #[command(hide = true)]
-    Agent,
+    Agent {
+        /// Version of the other onestore
+        version: OsString,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -99,6 +102,7 @@ pub fn main(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
     match cli.verb {
         Verb::Ds(call) => by_words("ds", call),
         Verb::Tm(call) => by_words("tm", call),
+        Verb::Agent { version } => ExitCode::from(crate::exec::agent::serve(&version)),
         verb => match print(verb) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => complain(&error),
@@ -164,8 +168,7 @@ fn print(verb: Verb) -> Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "onestore", &mut script);
             String::from_utf8_lossy(&script).into_owned()
         }
-        Verb::Agent => return crate::exec::agent::main(),
-        Verb::Ds(_) | Verb::Tm(_) => String::new(),
+        Verb::Ds(_) | Verb::Tm(_) | Verb::Agent { .. } => String::new(),
     };
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),

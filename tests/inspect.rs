@@ -75,7 +75,7 @@ fn benign_images_are_seen_as_qemu_sees_them() {
         ("vhdx", "", "100M"),
         ("vhdx", "subformat=fixed", "10M"),
         ("vdi", "", "100M"),
-        ("vdi", "preallocation=metadata", "10M"),
+        ("vdi", "static=on", "10M"),
         ("parallels", "", "100M"),
     ];
     for (n, (format, options, size)) in cases.iter().enumerate() {

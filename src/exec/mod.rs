@@ -8,6 +8,7 @@
 //! - [`error`]: how a script fails, in one line, from either interpreter.
 //! - `files`: the file operations of it, on system calls.
 //! - [`posix`]: the other interpreter: a script rendered as POSIX sh, and the answers read back. The only place that quotes.
+//! - [`agent`]: the in process interpreter as the far side of an ssh connection.
 //! - [`control`]: cancellation (SIGTERM) and deadlines.
 //! - [`process`]: one child process: spawned in its own group, waited for by pidfd, killed as a group.
 //! - [`agent`]: the in process interpreter as the far side of an ssh connection.

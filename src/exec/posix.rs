@@ -63,12 +63,14 @@ pub fn render(script: &Script) -> String {
 /// - `os_cap command…`: the command's output as an answer; its status in `s`.
 /// - `os_ok status…`: dies unless `s` is one of these.
 /// - `os_say text`: a short answer.
+/// - `os_whole path`: takes the end mark `os_end` (see [`super::host::wire`]), where one was agreed on, off a received
+///   file, and dies where it is missing: then the connection ended, not the data.
 const PROLOGUE: &str = r#"set -u
 LC_ALL=C LANG=C PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL LANG PATH
 i=- d= o= s= t=
-trap 's=$?; [ "$d" ] || echo "@onestore-failed $i $s" >&2' EXIT
-os_b() { i=$1; echo "@onestore-op $i" >&2; }
+trap 's=$?; [ "$d" ] || printf '\''\n@onestore-failed %s %s\n'\'' "$i" "$s" >&2' EXIT
+os_b() { i=$1; printf '\n@onestore-op %s\n' "$i" >&2; }
 os_die() { printf '%s\n' "$1" >&2; exit "${2:-1}"; }
 os_there() {
   o=$(stat $2 -c '%f %s %d %i' -- "$1" 2>&1) && return 0
@@ -83,6 +85,11 @@ os_cap() {
 }
 os_ok() { for o in "$@"; do [ "$s" != "$o" ] || return 0; done; exit "${s:-1}"; }
 os_say() { printf '%s %s\n' "$i" "$1"; }
+os_whole() {
+  [ "${os_end:--}" = - ] && return 0
+  [ "$(tail -c 32 -- "$1" 2>/dev/null | tr -d '\0')" = "$os_end" ] || os_die ': The stream was cut off'
+  truncate -s -32 -- "$1" && sync "$1"
+}
 os_excl() { dd if=/dev/null of="$1" conv=excl status=none; }
 exec 4>&1 5<&0 </dev/null
 "#;
@@ -118,7 +125,7 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
 }
 
 /// The last line of stdout: all answers have arrived.
-const END: &str = "end";
+pub(super) const END: &str = "end";
 
 /// A word of sh that stands for exactly these bytes, in plain ASCII: what is not, goes through `printf`.
 ///
@@ -251,7 +258,7 @@ fn change(op: &Op) -> String {
                 Sparse::Allocate => "",
             };
             format!(
-                "dd of={0} bs=65536 iflag=fullblock conv=excl,fsync{sparse} status=none <&5 && sync {1} || exit\n\
+                "dd of={0} bs=65536 iflag=fullblock conv=excl,fsync{sparse} status=none <&5 && os_whole {0} && sync {1} || exit\n\
                  os_need {0} ''\no=${{o#* }}; os_say \":${{o%% *}}\"",
                 q(path),
                 dir_of(path)

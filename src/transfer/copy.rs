@@ -469,7 +469,7 @@ mod tests {
             match *piece {
                 Piece::Data(len) => {
                     // Mostly data, with a zero byte now and then.
-                    bytes.extend((0..len as usize).map(|i| ((i * 7 + n) % 251) as u8));
+                    bytes.extend((0..len as usize).map(|i| u8::try_from((i * 7 + n) % 251).unwrap()));
                     file.write_all_at(&bytes[as_usize(at)..], at).unwrap();
                 }
                 Piece::Zeroes(len) => {
@@ -491,7 +491,7 @@ mod tests {
             let (from, bytes) = build(&pieces);
             let to = temp();
             if stale {
-                to.write_all_at(&[0xAA; 50_000], 10).unwrap();
+                to.write_all_at(&vec![0xAA; 50_000], 10).unwrap();
             }
             let sparse = if allocate { Sparse::Allocate } else { Sparse::Holes };
             let copied = copy_file(&from, &to, sparse, &control()).unwrap();
@@ -516,7 +516,7 @@ mod tests {
         fn a_received_stream_is_what_was_sent(pieces in pieces(), step in 1usize..70_000, allocate: bool) {
             let (_, bytes) = build(&pieces);
             let to = temp();
-            to.write_all_at(&[0xAA; 50_000], 10).unwrap();
+            to.write_all_at(&vec![0xAA; 50_000], 10).unwrap();
             let sparse = if allocate { Sparse::Allocate } else { Sparse::Holes };
             let n = receive(&mut Drip(&bytes, step), &to, sparse, &control()).unwrap();
             prop_assert_eq!(n, bytes.len() as u64);

@@ -3,5 +3,21 @@
 //! # Layout
 //!
 //! - [`copy`]: file to file and stream to file, with reflinks and holes.
+//! - [`import`]: opens what a user named as one stream: source, rate limit, digests, decoder; and its first bytes.
+//! - [`size`]: how large an image will be, for the `stat` of a datastore.
+//! - [`source`]: files of this machine that users name, and which they may.
+//! - [`http`], [`proxy`]: downloads.
+//! - [`rate`], [`digest`], [`decode`]: the stages of an import: how fast, whether it is the right one, what is inside.
 
 pub mod copy;
+pub mod decode;
+pub mod digest;
+pub mod http;
+pub mod import;
+mod overlap;
+pub mod proxy;
+pub mod rate;
+pub mod size;
+pub mod source;
+mod url;
+mod watch;

@@ -1,0 +1,114 @@
+//! Scripts through the operator's own `ssh`, with everything that its configuration says: jumps, agents, multiplexing.
+//!
+//! One exec per script. A script with a data stream gets a connection of its own with AES-GCM first: the multiplexing
+//! master is one thread, and `ChaCha20` costs twice the CPU (house style §7).
+
+use std::ffi::OsString;
+use std::sync::OnceLock;
+
+use super::super::cmd::Secret;
+use super::super::control::Control;
+use super::super::interpret::Io;
+use super::super::op::{Op, Script, Value};
+use super::super::process::{self, ProcessError, ProcessErrorKind, ProcessIo, Programs, Spawn, Stdin, Stdout};
+use super::config::{self, SshConfig};
+use super::failure::judge;
+use super::wire::{COMMAND, Delivery, Outgoing};
+use super::{ErrorKind, Host, HostName, ScriptError};
+
+/// A host that the OpenSSH client reaches.
+#[derive(Debug)]
+pub struct OpenSsh {
+    name: HostName,
+    programs: Programs,
+    config: OnceLock<Option<SshConfig>>,
+}
+
+impl OpenSsh {
+    /// Calls ssh as `programs` says: the environment's `SSH` may be several words.
+    #[must_use]
+    pub fn new(name: HostName, programs: Programs) -> Self {
+        Self { name, programs, config: OnceLock::new() }
+    }
+
+    /// What `ssh -G` says, asked once; `None` if it says nothing.
+    pub fn config(&self, control: &Control) -> Option<&SshConfig> {
+        self.config.get_or_init(|| config::ask(&self.name, &self.programs, control).ok()).as_ref()
+    }
+
+    fn argv(&self, bulk: bool, control: &Control) -> Result<Vec<OsString>, ScriptError> {
+        let unreachable = |e: process::Missing| self.error(ErrorKind::Unreachable, e.to_string());
+        let mut argv = self.programs.find("ssh").map_err(unreachable)?;
+        argv.extend(["-T", "-x", "-o", "BatchMode=yes", "-o", "ClearAllForwardings=yes"].map(OsString::from));
+        if bulk {
+            argv.extend(["-o", "ControlMaster=no", "-o", "ControlPath=none"].map(OsString::from));
+            if let Some(ciphers) = self.config(control).and_then(SshConfig::bulk_ciphers) {
+                argv.extend(["-o".into(), format!("Ciphers={ciphers}").into()]);
+            }
+        }
+        argv.extend(["--", self.name.as_str(), COMMAND].map(OsString::from));
+        Ok(argv)
+    }
+
+    fn error(&self, kind: ErrorKind, detail: impl Into<String>) -> ScriptError {
+        ScriptError::new(self.name.as_str(), kind, detail)
+    }
+
+    fn process_failed(&self, script: &Script, error: ProcessError) -> Result<Vec<Value>, ScriptError> {
+        let detail = match std::error::Error::source(&error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        };
+        match error.kind {
+            ProcessErrorKind::Status(status) => {
+                judge(self.name.as_str(), script, Some(status), &[], error.stderr.as_bytes())
+            }
+            ProcessErrorKind::Stopped(why) => Err(ScriptError::stopped(self.name.as_str(), why)),
+            ProcessErrorKind::Missing(_) | ProcessErrorKind::Spawn(_) => {
+                Err(self.error(ErrorKind::Unreachable, detail))
+            }
+            ProcessErrorKind::Signal(_) => Err(self.error(ErrorKind::Lost, detail)),
+            // What the reader or writer said, and not what became of ssh for want of it.
+            ProcessErrorKind::Io(cause) => Err(self.error(ErrorKind::Stream, cause.to_string())),
+            ProcessErrorKind::TooMuch(_) => Err(self.error(ErrorKind::Protocol, detail)),
+        }
+    }
+}
+
+impl Host for OpenSsh {
+    fn name(&self) -> &str {
+        self.name.as_str()
+    }
+
+    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {
+        let delivery =
+            Delivery::of(script).map_err(|e| self.error(ErrorKind::Failed, format!("Cannot send a script: {e}")))?;
+        let spawn = Spawn {
+            argv: self.argv(script.receives() || script.sends(), control)?,
+            env: Vec::new(),
+            shown: format!("ssh {}", self.name),
+            also_ok: Vec::new(),
+            hidden: secrets(script),
+        };
+        let mut outgoing = Outgoing::new(delivery, io.input);
+        let stdout = match io.output {
+            Some(writer) if script.sends() => Stdout::Writer(writer),
+            _ => Stdout::default(),
+        };
+        let io = ProcessIo { stdin: Stdin::Stream(&mut outgoing), stdout };
+        match process::run(&spawn, io, control) {
+            Ok(done) => judge(self.name.as_str(), script, Some(done.status), &done.stdout, done.stderr.as_bytes()),
+            Err(error) => self.process_failed(script, error),
+        }
+    }
+}
+
+/// The secrets that programs of a script are given, which they may quote in their complaints.
+#[must_use]
+pub fn secrets(script: &Script) -> Vec<Secret> {
+    let runs = script.ops.iter().filter_map(|op| match op {
+        Op::Run(cmd) => Some(cmd),
+        _ => None,
+    });
+    runs.flat_map(|cmd| cmd.secret_env.iter().map(|(_, value)| value).chain(&cmd.secret_stdin)).cloned().collect()
+}
