@@ -100,7 +100,8 @@ pub fn main(words: Vec<OsString>) -> Result<ExitCode> {
     if options.write {
         let docs = repository().join("docs");
         report::write(&docs.join("performance.md"), &format!("{}\n{tables}", conditions(&options)))?;
-        let svg = chart::svg(&rows, "onestore", &options.against_name);
+        let measured = if options.drivers.is_some() { "measured tree" } else { "onestore" };
+        let svg = chart::svg(&rows, measured, &options.against_name);
         fs::write(docs.join("performance.svg"), svg).context("Cannot write docs/performance.svg")?;
     }
     let over: Vec<&str> = rows.iter().filter(|row| row.is_over()).map(|row| row.subject.name).collect();
