@@ -164,7 +164,7 @@ fn measure_one(lab: &mut Lab, subject: &'static Subject, rounds: u32) -> Result<
     for tool in subject.tools {
         runners.push(job::of_tool(lab, subject, &prepared, *tool)?);
     }
-    let deadline = Duration::from_secs(if subject.class == Class::Short { 60 } else { 600 });
+    let deadline = Duration::from_secs(if subject.class == Class::Short { 60 } else { 120 });
     let bounds = Bounds { scratch: lab.scratch(), deadline, stop: &lab.stop };
 
     let mut samples: Vec<Vec<Figures>> = runners.iter().map(|_| Vec::new()).collect();
