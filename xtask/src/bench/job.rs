@@ -1,0 +1,271 @@
+//! Turns a subject into commands: the payload, what has to lie ready before a run, and what must be there after it.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::files::Source;
+use super::lab::{Lab, Sandbox, Tree, Who};
+use super::measure::{Call, helper};
+use super::payload::Payload;
+use super::server::Server;
+use super::subject::{Job, Subject, Tool};
+
+/// MiB of a datablock.
+const DATABLOCK: u64 = 10 * 1024;
+
+/// What the calls of one subject share.
+pub struct Prepared {
+    /// The source image, if there is one.
+    image: Option<PathBuf>,
+    /// Its MD5 in hex.
+    md5: Option<String>,
+    /// What serves it, compressed.
+    server: Option<Server>,
+    /// As many bytes of data, for `dd`.
+    data: Option<PathBuf>,
+}
+
+/// A command that can be run again and again.
+pub struct Runner {
+    /// Who it is.
+    pub who: Who,
+    /// The plain tool, if that is who.
+    pub tool: Option<Tool>,
+    /// What is run.
+    pub call: Call,
+    sandbox: Sandbox,
+    job: Job,
+}
+
+/// Makes what all runs of a subject need.
+///
+/// # Errors
+/// The disk is full, a tool is missing, a signal asked for the end.
+pub fn prepare(lab: &mut Lab, subject: &Subject) -> Result<Prepared> {
+    let mut prepared = Prepared { image: None, md5: None, server: None, data: None };
+    let source = match subject.job {
+        Job::Stat(source) | Job::Cp(source) | Job::CpMd5(source) | Job::CpHttp(source) | Job::Clone(source) => source,
+        Job::Monitor | Job::MonitorLarge | Job::Remove | Job::DummyCp | Job::DummyClone | Job::Mkfs(_) => {
+            return Ok(prepared);
+        }
+    };
+    let image = lab.source(subject.ground, source)?;
+    if matches!(subject.job, Job::CpMd5(_)) {
+        prepared.md5 = Some(md5_of(&image)?);
+    }
+    if matches!(subject.job, Job::CpHttp(_)) {
+        let packed = lab.derived(&format!("{}.gz", source.name()), |path| {
+            let out = File::create(path)?;
+            helper("gzip", &["-1".as_ref(), "-c".as_ref(), image.as_os_str()], Stdio::from(out))
+        })?;
+        prepared.server = Some(Server::start(&packed)?);
+    }
+    for tool in subject.tools {
+        if let Tool::Dd(data) = tool {
+            prepared.data = Some(lab.source(subject.ground, *data)?);
+        }
+    }
+    prepared.image = Some(image);
+    Ok(prepared)
+}
+
+fn md5_of(image: &Path) -> Result<String> {
+    let output = Command::new("md5sum").arg(image).output().context("Cannot start md5sum")?;
+    let line = String::from_utf8_lossy(&output.stdout).into_owned();
+    line.split_whitespace().next().map(str::to_owned).context("md5sum printed nothing")
+}
+
+/// The call of a subject in one tree.
+///
+/// # Errors
+/// The sandbox or the payload cannot be written.
+pub fn of_tree(lab: &Lab, subject: &Subject, prepared: &Prepared, tree: &Tree) -> Result<Runner> {
+    let sandbox = lab.sandbox(subject.ground, tree)?;
+    let program = sandbox.entry(subject.entry);
+    let (args, stdin) = if subject.job == Job::DummyClone {
+        let disk = sandbox.var().join("datastores/107/18/disk.0");
+        let mut target = OsString::from("host01:");
+        target.push(disk);
+        (vec!["vm:dummy_path".into(), target, "18".into(), "106".into()], None)
+    } else {
+        let file = lab.scratch().join(format!("payload-{}-{:?}", subject.name.replace('/', "-"), tree.who));
+        payload(lab, subject, prepared, &sandbox)?.write(&file)?;
+        let id = if matches!(subject.job, Job::Monitor | Job::MonitorLarge) { "100" } else { "7" };
+        (vec![OsString::from(id)], Some(file))
+    };
+    let call = Call { program, args, env: sandbox.env(), cwd: sandbox.var(), stdin };
+    Ok(Runner { who: tree.who, tool: None, call, sandbox, job: subject.job })
+}
+
+fn payload(lab: &Lab, subject: &Subject, prepared: &Prepared, sandbox: &Sandbox) -> Result<Payload> {
+    let mut payload = Payload {
+        mad: if subject.job == Job::DummyCp { "dummy" } else { "fs" },
+        base: utf8(&sandbox.base())?,
+        safe: utf8(&lab.images(subject.ground)?)?,
+        mib: 1,
+        large: subject.job == Job::MonitorLarge,
+        md5: prepared.md5.clone(),
+        ..Payload::default()
+    };
+    if let Some(image) = &prepared.image {
+        payload.path = utf8(image)?;
+    }
+    if let Some(server) = &prepared.server {
+        payload.path = server.url();
+    }
+    match subject.job {
+        Job::Remove => payload.source = utf8(&victim(sandbox))?,
+        Job::Mkfs(format) => {
+            payload.format = format;
+            payload.mib = DATABLOCK;
+        }
+        _ => {}
+    }
+    Ok(payload)
+}
+
+/// The image that `fs/rm` removes.
+fn victim(sandbox: &Sandbox) -> PathBuf {
+    sandbox.base().join("0123456789abcdef0123456789abcdef")
+}
+
+/// The file that a plain tool writes.
+fn product(sandbox: &Sandbox) -> PathBuf {
+    sandbox.base().join("product")
+}
+
+/// The command of a plain tool on the same work.
+///
+/// # Errors
+/// The sandbox cannot be made.
+pub fn of_tool(lab: &Lab, subject: &Subject, prepared: &Prepared, tool: Tool) -> Result<Runner> {
+    let nothing = Tree { who: Who::Tool, remotes: lab.scratch().to_owned() };
+    let sandbox = lab.sandbox(subject.ground, &nothing)?;
+    let (image, out) = (prepared.image.clone().unwrap_or_default(), product(&sandbox));
+    let word = |text: &str| OsString::from(text);
+    // The paths come as $1 and $2.
+    let script = |text: &str, first: OsString| {
+        (PathBuf::from("sh"), vec![word("-c"), word(text), word("sh"), first, out.clone().into()])
+    };
+    let (program, args) = match tool {
+        Tool::CpSparse => (PathBuf::from("cp"), vec![word("--sparse=always"), image.into(), out.clone().into()]),
+        Tool::CpReflink => (PathBuf::from("cp"), vec![word("--reflink=always"), image.into(), out.clone().into()]),
+        Tool::CpSparseSync => script("cp --sparse=always \"$1\" \"$2\" && sync \"$2\"", image.into()),
+        Tool::Dd(_) => script(
+            "dd if=\"$1\" of=\"$2\" bs=1M conv=fsync status=none",
+            prepared.data.clone().unwrap_or_default().into(),
+        ),
+        Tool::Md5sum => (PathBuf::from("md5sum"), vec![image.into()]),
+        Tool::CurlGunzip => {
+            let url = prepared.server.as_ref().map(Server::url).unwrap_or_default();
+            script("curl -s \"$1\" | gunzip >\"$2\"", url.into())
+        }
+        Tool::QemuImgCreate => {
+            let format = if let Job::Mkfs(format) = subject.job { format } else { "raw" };
+            let size = format!("{DATABLOCK}M");
+            let args = ["create", "-q", "-f", format].map(OsString::from);
+            (PathBuf::from("qemu-img"), [args.as_slice(), &[out.clone().into(), size.into()]].concat())
+        }
+    };
+    let call = Call { program, args, env: sandbox.env(), cwd: sandbox.var(), stdin: None };
+    Ok(Runner { who: Who::Tool, tool: Some(tool), call, sandbox, job: subject.job })
+}
+
+impl Runner {
+    /// Lays ready what one run needs, and lets earlier writing come to rest.
+    ///
+    /// # Errors
+    /// The datastore cannot be written.
+    pub fn before(&self) -> Result<()> {
+        self.sandbox.clear()?;
+        if self.job == Job::Remove && self.who != Who::Tool {
+            fs::write(victim(&self.sandbox), vec![b'x'; 1 << 20])?;
+        }
+        if matches!(self.job, Job::Cp(_) | Job::CpMd5(_) | Job::CpHttp(_) | Job::Clone(_) | Job::Remove) {
+            let dir = File::open(self.sandbox.var())?;
+            rustix::fs::syncfs(&dir).context("Cannot sync the file system")?;
+        }
+        Ok(())
+    }
+
+    /// Judges the answer: a wrong one is not worth measuring.
+    ///
+    /// # Errors
+    /// The answer or the file it names is not what the action owes.
+    pub fn judge(&self, stdout: &str) -> Result<()> {
+        if self.who == Who::Tool {
+            return Ok(());
+        }
+        let answer = stdout.trim();
+        match self.job {
+            Job::Monitor | Job::MonitorLarge => {
+                owes(tells_capacity(answer, capacity(&self.sandbox.base())?), &answer.replace('\n', " "))
+            }
+            Job::Stat(source) => owes(answer == (source.len() >> 20).to_string(), answer),
+            Job::Remove => owes(!victim(&self.sandbox).exists(), "the image is still there"),
+            Job::DummyCp => owes(answer == "dummy_path dummy_format", answer),
+            Job::DummyClone => owes(answer.is_empty(), answer),
+            Job::Cp(source) | Job::CpMd5(source) | Job::CpHttp(source) => {
+                owes(answer.ends_with(" raw"), answer)?;
+                copied(answer, source)
+            }
+            Job::Clone(source) => copied(answer, source),
+            Job::Mkfs(_) => owes(fs::metadata(answer).is_ok_and(|m| m.is_file()), answer),
+        }
+    }
+
+    /// Removes what runs left.
+    ///
+    /// # Errors
+    /// The datastore cannot be emptied.
+    pub fn after(&self) -> Result<()> {
+        self.sandbox.clear()
+    }
+}
+
+fn owes(kept: bool, answer: &str) -> Result<()> {
+    if !kept {
+        bail!("Wrong answer: {answer}");
+    }
+    Ok(())
+}
+
+/// Size of the file system of `path` in MiB.
+fn capacity(path: &Path) -> Result<u64> {
+    let stat = rustix::fs::statvfs(path).with_context(|| format!("Cannot ask for the size of {}", path.display()))?;
+    Ok(stat.f_blocks * stat.f_frsize / (1 << 20))
+}
+
+/// Whether `TOTAL_MB=` tells this capacity, however rounded, and `FREE_MB=` a number.
+fn tells_capacity(answer: &str, mib: u64) -> bool {
+    let number = |name: &str| answer.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse::<u64>().ok());
+    number("TOTAL_MB=").is_some_and(|total| total.abs_diff(mib) <= 1) && number("FREE_MB=").is_some()
+}
+
+/// The first word of the answer has to be a file as long as its source.
+fn copied(answer: &str, source: Source) -> Result<()> {
+    let path = answer.split(' ').next().unwrap_or_default();
+    let length = fs::metadata(path).with_context(|| format!("Wrong answer: {answer}"))?.len();
+    owes(length == source.len(), answer)
+}
+
+/// A path as it goes into XML.
+fn utf8(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| format!("The path {} is not UTF-8", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tells_capacity;
+
+    #[test]
+    fn a_capacity_of_another_file_system_is_wrong() {
+        assert!(tells_capacity("USED_MB=1\nTOTAL_MB=300\nFREE_MB=2", 299));
+        assert!(!tells_capacity("USED_MB=1\nTOTAL_MB=12\nFREE_MB=2", 299));
+        assert!(!tells_capacity("USED_MB=\nTOTAL_MB=\nFREE_MB=", 299));
+    }
+}

@@ -1,0 +1,244 @@
+//! What is measured, and what it may cost: one table.
+
+use super::files::Source::{self, Dense1G, Dense8G, Dense64M, Dense256M, Sparse1G, Sparse8T};
+use super::lab::Ground::{self, Reflink, Work};
+
+/// Memory budget of every action, bytes.
+pub const PEAK: u64 = 64 << 20;
+
+/// One row of the report.
+pub struct Subject {
+    /// Name, for `--only` and the report.
+    pub name: &'static str,
+    /// What exactly is done.
+    pub what: &'static str,
+    /// The entry of the tree that is called.
+    pub entry: &'static str,
+    /// Whether it only answers, or moves data.
+    pub class: Class,
+    /// Which file system it runs on.
+    pub ground: Ground,
+    /// What it does.
+    pub job: Job,
+    /// The plain tools to compare with; the first one is that of the budgets.
+    pub tools: &'static [Tool],
+    /// Why the other tree is not run, if it is not.
+    pub not_other: Option<&'static str>,
+    /// Whether `--quick` leaves it out.
+    pub slow: bool,
+    /// What it may cost, besides [`PEAK`].
+    pub budgets: &'static [Budget],
+}
+
+/// Kinds of subjects: the number of runs and the table depend on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// An answer within milliseconds.
+    Short,
+    /// Bytes are copied.
+    Data,
+}
+
+/// The work of one call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Job {
+    /// `fs/monitor` with a usual payload.
+    Monitor,
+    /// `fs/monitor` with the payload of 10 MB.
+    MonitorLarge,
+    /// `fs/stat` of a local image.
+    Stat(Source),
+    /// `fs/rm` of a new image of 1 MiB.
+    Remove,
+    /// `dummy/cp`.
+    DummyCp,
+    /// `clone` of the dummy transfer manager.
+    DummyClone,
+    /// `fs/cp` of a local image.
+    Cp(Source),
+    /// `fs/cp` of a local image with its MD5.
+    CpMd5(Source),
+    /// `fs/cp` of a local image, compressed, over HTTP.
+    CpHttp(Source),
+    /// `fs/clone` of an image.
+    Clone(Source),
+    /// `fs/mkfs` of an empty datablock of 10 GiB.
+    Mkfs(&'static str),
+}
+
+/// A plain tool that does the same work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tool {
+    /// `cp --sparse=always`.
+    CpSparse,
+    /// The same, then `sync` of the copy: what a copy costs that survives a power cut.
+    CpSparseSync,
+    /// `cp --reflink=always`.
+    CpReflink,
+    /// `dd` of as many bytes of data, with `conv=fsync`.
+    Dd(Source),
+    /// `md5sum`, without a copy.
+    Md5sum,
+    /// `curl | gunzip`.
+    CurlGunzip,
+    /// `qemu-img create`.
+    QemuImgCreate,
+}
+
+impl Tool {
+    /// Its command line in short.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CpSparse => "cp --sparse=always",
+            Self::CpSparseSync => "cp --sparse=always; sync FILE",
+            Self::CpReflink => "cp --reflink=always",
+            Self::Dd(_) => "dd of the data, conv=fsync",
+            Self::Md5sum => "md5sum alone",
+            Self::CurlGunzip => "curl \\| gunzip",
+            Self::QemuImgCreate => "qemu-img create",
+        }
+    }
+}
+
+/// One promise.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Budget {
+    /// Median of the wall time, milliseconds.
+    Wall(f64),
+    /// Child processes.
+    Children(usize),
+    /// The median of the other tree's time by ours is at least this.
+    TimesFaster(f64),
+    /// The median of our time by the first tool's is at most this.
+    ByTool(f64),
+    /// The median of our time less the first tool's is at most this, seconds.
+    OverTool(f64),
+}
+
+/// Of everything that only answers.
+const SHORT: &[Budget] = &[Budget::Wall(3.0), Budget::Children(1), Budget::TimesFaster(30.0)];
+
+const fn short(name: &'static str, what: &'static str, entry: &'static str, job: Job) -> Subject {
+    Subject {
+        name,
+        what,
+        entry,
+        class: Class::Short,
+        ground: Work,
+        job,
+        tools: &[],
+        not_other: None,
+        slow: false,
+        budgets: SHORT,
+    }
+}
+
+const fn data(name: &'static str, what: &'static str, entry: &'static str, job: Job) -> Subject {
+    Subject { class: Class::Data, budgets: &[], ..short(name, what, entry, job) }
+}
+
+const fn reflink(name: &'static str, what: &'static str, entry: &'static str, job: Job) -> Subject {
+    Subject {
+        ground: Reflink,
+        tools: &[Tool::CpReflink],
+        budgets: &[Budget::Wall(15.0)],
+        ..data(name, what, entry, job)
+    }
+}
+
+/// All subjects, in the order of the report.
+pub static SUBJECTS: &[Subject] = &[
+    short("fs/monitor", "capacity of the datastore", "datastore/fs/monitor", Job::Monitor),
+    short("fs/stat", "size of a local raw image of 64 MiB", "datastore/fs/stat", Job::Stat(Dense64M)),
+    short("fs/rm", "an image of 1 MiB", "datastore/fs/rm", Job::Remove),
+    short("dummy/cp", "nothing but the answer", "datastore/dummy/cp", Job::DummyCp),
+    short("tm/dummy/clone", "nothing", "tm/dummy/clone", Job::DummyClone),
+    Subject {
+        budgets: &[Budget::Wall(100.0)],
+        ..short(
+            "fs/monitor-10MB",
+            "the same with 10 MB of XML: 100,000 images and long attributes",
+            "datastore/fs/monitor",
+            Job::MonitorLarge,
+        )
+    },
+    Subject {
+        tools: &[Tool::CpSparse, Tool::CpSparseSync],
+        budgets: &[Budget::ByTool(1.2)],
+        ..data("fs/cp", "raw, 1 GiB with 64 MiB of data", "datastore/fs/cp", Job::Cp(Sparse1G))
+    },
+    Subject {
+        tools: &[Tool::CpSparse, Tool::CpSparseSync],
+        ..data("fs/clone", "raw, 1 GiB with 64 MiB of data", "datastore/fs/clone", Job::Clone(Sparse1G))
+    },
+    Subject {
+        tools: &[Tool::Dd(Source::Dense1536M)],
+        budgets: &[Budget::OverTool(5.0)],
+        not_other: Some("would read 8 TiB of zeroes"),
+        slow: true,
+        ..data("fs/cp-8TiB", "raw, 8 TiB with 1.5 GiB of data", "datastore/fs/cp", Job::Cp(Sparse8T))
+    },
+    reflink("fs/cp-reflink-64M", "raw, 64 MiB of data, xfs", "datastore/fs/cp", Job::Cp(Dense64M)),
+    reflink("fs/cp-reflink-1G", "raw, 1 GiB of data, xfs", "datastore/fs/cp", Job::Cp(Dense1G)),
+    Subject {
+        not_other: Some("copies 8 GiB in each run"),
+        slow: true,
+        ..reflink("fs/cp-reflink-8G", "raw, 8 GiB of data, xfs", "datastore/fs/cp", Job::Cp(Dense8G))
+    },
+    reflink("fs/clone-reflink-1G", "raw, 1 GiB of data, xfs", "datastore/fs/clone", Job::Clone(Dense1G)),
+    Subject {
+        tools: &[Tool::CurlGunzip],
+        ..data("fs/cp-http-gzip", "raw, 256 MiB of data, gzip over HTTP", "datastore/fs/cp", Job::CpHttp(Dense256M))
+    },
+    Subject {
+        tools: &[Tool::Md5sum],
+        ..data("fs/cp-md5", "raw, 256 MiB of data, with its MD5", "datastore/fs/cp", Job::CpMd5(Dense256M))
+    },
+    Subject {
+        tools: &[Tool::QemuImgCreate],
+        ..data("fs/mkfs-qcow2", "datablock of 10 GiB, qcow2", "datastore/fs/mkfs", Job::Mkfs("qcow2"))
+    },
+    Subject {
+        tools: &[Tool::QemuImgCreate],
+        ..data("fs/mkfs-raw", "datablock of 10 GiB, raw", "datastore/fs/mkfs", Job::Mkfs("raw"))
+    },
+];
+
+/// Whether `name` matches a pattern with `*` and `?`.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let mut pattern_chars = pattern.chars();
+    match pattern_chars.next() {
+        None => name.is_empty(),
+        Some('*') => {
+            let rest = pattern_chars.as_str();
+            (0..=name.len()).filter(|i| name.is_char_boundary(*i)).any(|i| matches(rest, &name[i..]))
+        }
+        Some(c) => {
+            let mut name_chars = name.chars();
+            name_chars.next().is_some_and(|n| c == '?' || c == n)
+                && matches(pattern_chars.as_str(), name_chars.as_str())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{SUBJECTS, matches};
+
+    #[test]
+    fn names_are_unique() {
+        let names: BTreeSet<_> = SUBJECTS.iter().map(|s| s.name).collect();
+        assert_eq!(names.len(), SUBJECTS.len());
+    }
+
+    #[test]
+    fn patterns_match_whole_names() {
+        assert!(matches("fs/cp*", "fs/cp-reflink-1G"));
+        assert!(matches("*reflink*", "fs/cp-reflink-1G"));
+        assert!(matches("fs/?p", "fs/cp"));
+        assert!(!matches("fs/cp", "fs/cp-md5"));
+        assert!(!matches("?", ""));
+    }
+}
