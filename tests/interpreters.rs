@@ -166,6 +166,7 @@ fn directories_come_and_go_alike() {
         garden,
         |root| {
             let mut ops: Vec<Op> = ["new/x/y", "d", "dirlink/z"].map(|p| Op::MakeDir { path: root.join(p) }).into();
+            ops.extend(["claims/a", "claims/b", "claims/a"].map(|p| Op::Claim { path: root.join(p) }));
             ops.extend(["empty", "d", "missing", "new/x/y"].map(|p| Op::RemoveDirIfEmpty { path: root.join(p) }));
             ops
         },

@@ -139,7 +139,7 @@ impl std::fmt::Display for Reply {
             Self::Created { source } | Self::Cloned { source, format: None } => writeln!(f, "{source}"),
             Self::Size { mib } => writeln!(f, "{mib}"),
             Self::Usage(space) => {
-                writeln!(f, "USED_MB={}\nTOTAL_MB={}\nFREE_MB={}", space.used_mib, space.total_mib, space.free_mib)
+                writeln!(f, "USED_MB={}\nFREE_MB={}\nTOTAL_MB={}", space.used_mib, space.free_mib, space.total_mib)
             }
             Self::Exported { source, md5, size_mib, format } => writeln!(
                 f,

@@ -132,6 +132,7 @@ pub fn cannot(op: &Op) -> String {
         Op::TreeSize { path } => format!("Cannot get the size of {}", w(path)),
         Op::Md5 { path } => format!("Cannot get the MD5 digest of {}", w(path)),
         Op::MakeDir { path } => format!("Cannot create the directory {}", w(path)),
+        Op::Claim { path } => format!("Cannot create {}", w(path)),
         Op::RemoveDirIfEmpty { path } => format!("Cannot remove the directory {}", w(path)),
         Op::Symlink { target, link } => format!("Cannot link {} to {}", w(link), w(target)),
         Op::HardLink { from, to } => format!("Cannot link {} to {}", w(to), w(from)),
@@ -238,6 +239,7 @@ fn paths(op: &Op) -> Vec<&Path> {
         | Op::TreeSize { path }
         | Op::Md5 { path }
         | Op::MakeDir { path }
+        | Op::Claim { path }
         | Op::RemoveDirIfEmpty { path }
         | Op::Symlink { link: path, .. }
         | Op::Write { path, .. }

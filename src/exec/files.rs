@@ -238,6 +238,20 @@ fn enter(
     Ok(dirs)
 }
 
+/// How often [`claim`] makes a directory that others remove.
+const CLAIM_TRIES: u32 = 100;
+
+pub fn claim(path: &Path) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        fs::create_dir_all(dir_of(path))?;
+        match OpenOptions::new().append(true).create(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < CLAIM_TRIES => tries += 1,
+            result => return result.map(drop),
+        }
+    }
+}
+
 pub fn remove_dir_if_empty(path: &Path) -> io::Result<()> {
     match fs::remove_dir(path) {
         Err(error) if is_errno(&error, &[Errno::NOENT, Errno::NOTEMPTY, Errno::EXIST]) => Ok(()),
@@ -356,9 +370,7 @@ pub fn copy(from: &Path, to: &Path, sparse: Sparse, control: &Control) -> io::Re
         // A link to nowhere is not written through: `create_new` refuses it.
         None => options.create_new(true).mode(data.mode() & 0o777).open(to)?,
     };
-    copy::copy_file(&source, &file, sparse, control)?;
-    file.sync_all()?;
-    sync_dirs(&[to])
+    copy::copy_file(&source, &file, sparse, control).map(drop)
 }
 
 pub fn punch_holes(path: &Path, control: &Control) -> io::Result<()> {
@@ -371,21 +383,21 @@ pub fn punch_holes(path: &Path, control: &Control) -> io::Result<()> {
 
 pub fn receive(path: &Path, reader: &mut dyn Read, sparse: Sparse, control: &Control) -> io::Result<u64> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-    let len = copy::receive(reader, &file, sparse, control)?;
-    file.sync_all()?;
-    sync_dirs(&[path])?;
-    Ok(len)
+    copy::receive(reader, &file, sparse, control)
+}
+
+/// The same from an open file, which may share its blocks.
+pub fn receive_file(path: &Path, source: &File, sparse: Sparse, control: &Control) -> io::Result<u64> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+    copy::copy_file(source, &file, sparse, control).map(|copied| copied.size)
 }
 
 pub fn publish(from: &Path, to: &Path) -> io::Result<()> {
     sync(from)?;
     match fs::hard_link(from, to) {
-        Err(error) if is_errno(&error, &[Errno::PERM, Errno::OPNOTSUPP, Errno::MLINK]) => {
-            rename_to_new(from, to)?;
-        }
-        result => result?,
+        Err(error) if is_errno(&error, &[Errno::PERM, Errno::OPNOTSUPP, Errno::MLINK]) => rename_to_new(from, to),
+        result => result,
     }
-    sync_dirs(&[to, from])
 }
 
 /// Renames without replacing.

@@ -107,6 +107,7 @@ fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::Receive { path, sparse } => return receive(path, *sparse, io, control).map(Value::Number),
         Op::Send { path } => send(path, io, control),
         Op::MakeDir { path } => std::fs::create_dir_all(path),
+        Op::Claim { path } => files::claim(path),
         Op::RemoveDirIfEmpty { path } => files::remove_dir_if_empty(path),
         Op::Symlink { target, link } => files::symlink(target, link),
         Op::HardLink { from, to } => files::hard_link(from, to),
@@ -131,7 +132,7 @@ fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
 fn receive(path: &std::path::Path, sparse: Sparse, io: &mut Io<'_>, control: &Control) -> io::Result<u64> {
     match io.input.take() {
         Some(Input::Stream(stream)) => files::receive(path, stream, sparse, control),
-        Some(Input::File(mut file)) => files::receive(path, &mut file, sparse, control),
+        Some(Input::File(file)) => files::receive_file(path, file, sparse, control),
         None => Err(io::Error::new(io::ErrorKind::InvalidInput, "There is no input")),
     }
 }

@@ -73,6 +73,13 @@ pub enum Op {
         #[serde(with = "path")]
         path: PathBuf,
     },
+    /// Makes a directory and its missing parents, and an empty file in it, against others that remove the directory when it
+    /// is empty: while the file is there they cannot. A file that is there already is left as it is.
+    Claim {
+        /// The file.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
     /// Removes an empty directory; one that is missing or not empty is left and is no failure.
     RemoveDirIfEmpty {
         /// The directory.
@@ -135,7 +142,7 @@ pub enum Op {
         /// Whether it must have been there.
         must_exist: bool,
     },
-    /// Copies a file: reflink where the file system can, else data extents only. New `to` is synced. Leaves a part on failure.
+    /// Copies a file: reflink where the file system can, else data extents only. Not synced. Leaves a part on failure.
     Copy {
         /// Source; links are followed.
         #[serde(with = "path")]
@@ -160,7 +167,7 @@ pub enum Op {
         /// Its size.
         bytes: u64,
     },
-    /// Writes the script's input stream to a new file, zero blocks as holes, synced: [`Value::Number`] of bytes received.
+    /// Writes the script's input stream to a new file, zero blocks as holes: [`Value::Number`] of bytes received. Not synced.
     /// At most one per script, followed by questions, [`Op::Sync`] and [`Op::PunchHoles`] only: a connection that broke
     /// looks like the end of the data, so the sender has to compare the number before it publishes. Leaves a part on
     /// failure.
@@ -191,7 +198,8 @@ pub enum Op {
         wait_seconds: u64,
     },
     /// Gives a finished staging file its final name (see [`super::staging`]): synced, then a hard link, or a rename where
-    /// the file system has no links, then both directories synced. Fails where `to` exists.
+    /// the file system has no links. The names are durable once [`super::staging::retire`] has synced the directories.
+    /// Fails where `to` exists.
     Publish {
         /// The staging file. It keeps its name, except where the file system has no links.
         #[serde(with = "path")]
@@ -396,6 +404,10 @@ impl fmt::Display for Op {
             Self::TreeSize { path } => write!(f, "du -sb {}", w(path)),
             Self::Md5 { path } => write!(f, "md5sum {}", w(path)),
             Self::MakeDir { path } => write!(f, "mkdir -p {}", w(path)),
+            Self::Claim { path } => {
+                let dir = path.parent().unwrap_or(Path::new("/"));
+                write!(f, "mkdir -p {}, touch {}", w(dir), w(path))
+            }
             Self::RemoveDirIfEmpty { path } => write!(f, "rmdir {} (if empty)", w(path)),
             Self::Symlink { target, link } => write!(f, "ln -sfn {} {}", w(target), w(link)),
             Self::HardLink { from, to } => write!(f, "ln {} {}", w(from), w(to)),
@@ -413,12 +425,12 @@ impl fmt::Display for Op {
                 write!(f, "rm{gap}{flags} {}", w(path))
             }
             Self::Copy { from, to, sparse } => {
-                write!(f, "cp --reflink=auto --sparse={} {} {}, fsync", sparse.word(), w(from), w(to))
+                write!(f, "cp --reflink=auto --sparse={} {} {}", sparse.word(), w(from), w(to))
             }
             Self::PunchHoles { path } => write!(f, "fallocate -d {}", w(path)),
             Self::CreateSparse { path, bytes } => write!(f, "truncate -s {bytes} {}", w(path)),
             Self::Receive { path, sparse } => {
-                write!(f, "write the stream to {} (sparse={}), fsync", w(path), sparse.word())
+                write!(f, "write the stream to {} (sparse={})", w(path), sparse.word())
             }
             Self::Send { path } => write!(f, "cat {}", w(path)),
             Self::Sync { path } => write!(f, "fsync {}", w(path)),

@@ -199,6 +199,12 @@ fn question(op: &Op) -> String {
 fn change(op: &Op) -> String {
     match op {
         Op::MakeDir { path } => format!("mkdir -p -- {} || exit", q(path)),
+        Op::Claim { path } => format!(
+            "o=0; until mkdir -p -- {0} && : 2>/dev/null >>{1}; do\n\
+             o=$((o + 1)); [ $o -lt 100 ] || {{ : >>{1}; exit; }}; done",
+            dir_of(path),
+            q(path)
+        ),
         Op::RemoveDirIfEmpty { path } => format!(
             "o=$(rmdir -- {} 2>&1) || case $o in\n\
              *': No such file or directory' | *': Directory not empty' | *': File exists') ;;\n\
@@ -239,10 +245,9 @@ fn change(op: &Op) -> String {
             format!("{need}rm {flags} -- {} || exit", q(path))
         }
         Op::Copy { from, to, sparse } => format!(
-            "cp -LT --reflink=auto --sparse={} -- {} {to} && sync {to} {} || exit",
+            "cp -LT --reflink=auto --sparse={} -- {} {to} || exit",
             sparse.word(),
             q(from),
-            dir_of(to),
             to = q(to),
         ),
         Op::PunchHoles { path } => format!(
@@ -258,10 +263,9 @@ fn change(op: &Op) -> String {
                 Sparse::Allocate => "",
             };
             format!(
-                "dd of={0} bs=65536 iflag=fullblock conv=excl,fsync{sparse} status=none <&5 && os_whole {0} && sync {1} || exit\n\
+                "dd of={0} bs=65536 iflag=fullblock conv=excl{sparse} status=none <&5 && os_whole {0} || exit\n\
                  os_need {0} ''\no=${{o#* }}; os_say \":${{o%% *}}\"",
-                q(path),
-                dir_of(path)
+                q(path)
             )
         }
         Op::Send { path } => format!("cat -- {} || exit", q(path)),
@@ -272,12 +276,9 @@ fn change(op: &Op) -> String {
              *': Operation not permitted' | *': Operation not supported' | *': Too many links')\n\
              os_there {to} '' && os_die ': File exists'\nmv -nT -- {from} {to} || exit\n\
              os_there {from} '' && os_die ': File exists' ;;\n\
-             *) os_die \"$o\" ;; esac; fi\n\
-             sync {dir} {from_dir} || exit",
+             *) os_die \"$o\" ;; esac; fi",
             from = q(from),
             to = q(to),
-            dir = dir_of(to),
-            from_dir = dir_of(from),
         ),
         Op::Sweep { staging, dead } => dead.iter().fold(String::from(":"), |mut text, name| {
             let path = staging.join(name);

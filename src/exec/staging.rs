@@ -144,6 +144,21 @@ pub fn staging_path(base: &Path, owner: &Owner, final_name: &OsStr) -> PathBuf {
     dir(base).join(name)
 }
 
+/// A file that keeps the staging directory while this owner works in it: others remove the directory when it is empty.
+#[must_use]
+pub fn claim_path(base: &Path, owner: &Owner) -> PathBuf {
+    staging_path(base, owner, OsStr::new("claim"))
+}
+
+/// What gives up the claim; the last one to leave removes the directory.
+#[must_use]
+pub fn leave(base: &Path, owner: &Owner) -> [Op; 2] {
+    [
+        Op::Remove { path: claim_path(base, owner), tree: false, must_exist: false },
+        Op::RemoveDirIfEmpty { path: dir(base) },
+    ]
+}
+
 /// Splits the name of a staging file into its owner and the final name.
 fn split(name: &OsStr) -> Option<(Owner, &OsStr)> {
     let name = name.as_bytes().strip_suffix(SUFFIX.as_bytes())?;
@@ -180,7 +195,12 @@ pub fn dead(names: &[OsString], me: &Owner) -> Vec<OsString> {
 #[must_use]
 pub fn retire(staging: &Path) -> Script {
     let in_dir = staging.parent().unwrap_or(Path::new("/")).to_owned();
-    Script::new([Op::Remove { path: staging.to_owned(), tree: false, must_exist: false }, Op::Sync { path: in_dir }])
+    let base = in_dir.parent().unwrap_or(Path::new("/")).to_owned();
+    Script::new([
+        Op::Remove { path: staging.to_owned(), tree: false, must_exist: false },
+        Op::Sync { path: in_dir },
+        Op::Sync { path: base },
+    ])
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use crate::invocation::normalize;
+
 /// Which directories users may import from: contract 02 §2, `SAFE_DIRS` and `RESTRICTED_DIRS`.
 #[derive(Clone, Debug, Default)]
 pub struct PathPolicy {
@@ -81,7 +83,12 @@ pub struct LocalSource {
 /// in a restricted directory is refused before its kind is told and before it is opened for reading.
 pub fn open_local(path: &Path, policy: &PathPolicy) -> Result<LocalSource, SourceError> {
     let failed = |source| SourceError::Io { path: path.to_owned(), source };
-    let handle = Handle::open(path).map_err(failed)?;
+    let handle = match Handle::open(path) {
+        Ok(handle) => handle,
+        // What is missing in a restricted directory must not be told apart from what is there.
+        Err(_) if !policy.allows(&nearest(path)) => return Err(SourceError::Restricted { path: path.to_owned() }),
+        Err(error) => return Err(failed(error)),
+    };
     if !policy.allows(&handle.path) {
         return Err(SourceError::Restricted { path: path.to_owned() });
     }
@@ -106,6 +113,17 @@ pub fn open_local(path: &Path, policy: &PathPolicy) -> Result<LocalSource, Sourc
         end
     };
     Ok(LocalSource { file, path: handle.path, len })
+}
+
+/// Where a path that cannot be opened would be: its nearest parent that can, resolved, and the rest as written.
+fn nearest(path: &Path) -> PathBuf {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    for parent in whole.ancestors() {
+        if let (Ok(real), Ok(rest)) = (parent.canonicalize(), whole.strip_prefix(parent)) {
+            return normalize(&real.join(rest));
+        }
+    }
+    whole
 }
 
 /// An object that is held but not opened: no pipe is woken, no tape rewound (`O_PATH`, open(2)).

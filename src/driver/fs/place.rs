@@ -108,18 +108,20 @@ impl Place {
 
     /// What every change begins with: the directories, and the end of what killed runs left.
     pub fn prepare(&self) -> Vec<Op> {
-        let dir = staging::dir(&self.base);
-        let mut ops = vec![Op::MakeDir { path: self.base.clone() }];
+        let mut ops = vec![
+            Op::MakeDir { path: self.base.clone() },
+            Op::Claim { path: staging::claim_path(&self.base, &self.owner) },
+        ];
         if !self.dead.is_empty() {
-            ops.push(Op::Sweep { staging: dir.clone(), dead: self.dead.clone() });
+            ops.push(Op::Sweep { staging: staging::dir(&self.base), dead: self.dead.clone() });
         }
-        ops.push(Op::MakeDir { path: dir });
         ops
     }
 
     /// A step of this place that writes the staging file `staging`, which goes again when anything fails.
     pub fn staging_step(&self, what: impl Into<String>, staging: &Path, ops: impl IntoIterator<Item = Op>) -> Step {
-        Step::new(&self.host, what, ops).undo([Op::Remove { path: staging.to_owned(), tree: false, must_exist: false }])
+        let remove = Op::Remove { path: staging.to_owned(), tree: false, must_exist: false };
+        Step::new(&self.host, what, ops).undo([remove].into_iter().chain(self.leave()))
     }
 
     /// Gives a finished new image its name. The staging name goes when the reply is delivered.
@@ -133,8 +135,14 @@ impl Place {
             .or_say(failure);
         cx.apply(step)?;
         let what = "Once the reply is delivered, drop the staging name";
-        cx.after(Step::new(&self.host, what, staging::retire(&new.staging).ops));
+        let ops = staging::retire(&new.staging).ops.into_iter().chain(self.leave());
+        cx.after(Step::new(&self.host, what, ops));
         Ok(())
+    }
+
+    /// Gives the staging directory up.
+    fn leave(&self) -> [Op; 2] {
+        staging::leave(&self.base, &self.owner)
     }
 
     /// Takes a staging file back with its final name, if that is the same file: a name that was there before stays.
@@ -151,6 +159,7 @@ impl Place {
         let mut ops =
             vec![Op::Sync { path: staging.to_owned() }, Op::Rename { from: staging.to_owned(), to: path.to_owned() }];
         ops.extend(then);
+        ops.extend(self.leave());
         cx.apply(Step::new(&self.host, format!("Put it in the place of {}", path.display()), ops).or_say(failure))?;
         Ok(())
     }

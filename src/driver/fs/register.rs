@@ -48,7 +48,7 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let mut incoming = import::open(location.as_ref(), &options, &cx.control).with_context(|| failure.clone())?;
     let seen = incoming.inspect().with_context(|| failure.clone())?;
     let files = datastore.datastore_type.get().map_err(misuse)? == Some(DatastoreType::File);
-    if incoming.head().is_empty() {
+    if !files && incoming.head().is_empty() {
         bail!("{failure}: it is empty");
     }
     // Kernels, ramdisks and context files are no disks: nothing ever looks for a format in them.

@@ -94,7 +94,7 @@ fn put_on_what_is_below(layers: &Layers, data: &Layer, above: &Layer) -> Result<
 /// Sets the image back: a chain gets a new empty active layer on the snapshot, a full copy is copied back.
 pub fn revert(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let target = Target::read(cx, request)?;
-    let failure = format!("Error reverting snapshot to {}{}", target.source, target.place.in_host());
+    let failure = format!("Error reverting snapshot to {}{}", target.name(), target.place.in_host());
     let layers = target.layers(cx).with_context(|| failure.clone())?;
     let data = layers.data(target.id).with_context(|| failure.clone())?;
     let (place, staging) = (&target.place, target.staging());
