@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use rustix::process::Signal;
 
 use super::case::{Call, Case, Route};
@@ -17,44 +17,70 @@ use super::vars::Vars;
 use super::{content, payload};
 
 /// How a case ended.
+#[derive(Default)]
 pub struct Verdict {
-    /// The first difference, if there is one.
-    pub difference: Option<String>,
+    /// What differs, in the order in which it was looked at.
+    pub differences: Vec<String>,
+    /// The kit itself could not run the case: nothing is known about the driver.
+    pub broken: bool,
     /// Standard error of the last call.
     pub stderr: String,
     /// Milliseconds that the calls took.
     pub wall_ms: u128,
 }
 
-/// Runs and judges a case. A case that the kit itself cannot run has failed, with the reason.
+/// Runs and judges a case.
 pub fn case(case: &Case, tree: &Tree, ssh: Option<&Sshd>) -> Verdict {
-    let mut verdict = Verdict { difference: None, stderr: String::new(), wall_ms: 0 };
+    let mut verdict = Verdict::default();
     if let Err(error) = steps(case, tree, ssh, &mut verdict) {
-        verdict.difference = Some(format!("{error:#}"));
+        verdict.broken = true;
+        verdict
+            .differences
+            .push(format!("The kit cannot run this: {error:#}"));
     }
     verdict
 }
 
 fn steps(case: &Case, tree: &Tree, ssh: Option<&Sshd>, verdict: &mut Verdict) -> Result<()> {
-    let sandbox = Sandbox::new(case, tree, ssh).context("The kit cannot make the sandbox")?;
+    let sandbox = Sandbox::new(case, tree, ssh)?;
     let root = sandbox.root();
     let mut vars = sandbox.vars();
     for before in &case.before {
-        content::make(before, &vars).context("The kit cannot make the files")?;
+        content::make(before, &vars)?;
     }
     let server = serve(&case.http, &mut vars)?;
     let first = Snapshot::take(&root)?;
     let mut before = first.clone();
     for (number, call) in case.calls.iter().enumerate() {
+        if !sandbox.entry(call).exists() {
+            verdict
+                .differences
+                .push(format!("There is no {}", call.action));
+            return Ok(());
+        }
         let ran = one(call, &sandbox, &vars, server.as_ref())?;
         verdict.stderr = String::from_utf8_lossy(&ran.stderr).into_owned();
         verdict.wall_ms += ran.wall.as_millis();
-        let evidence = Evidence { ran: &ran, first: &first, before: &before, root: &root, http: server.as_ref() };
-        let checked = expect::check(call, &evidence, &mut vars);
-        if case.calls.len() > 1 {
-            checked.with_context(|| format!("Call {}", number + 1))?;
-        } else {
-            checked?;
+        let evidence = Evidence {
+            ran: &ran,
+            first: &first,
+            before: &before,
+            root: &root,
+            http: server.as_ref(),
+        };
+        let differences = expect::check(call, &evidence, &mut vars);
+        if !differences.is_empty() {
+            let which = if case.calls.len() > 1 {
+                format!("Call {}: ", number + 1)
+            } else {
+                String::new()
+            };
+            verdict.differences.extend(
+                differences
+                    .into_iter()
+                    .map(|difference| which.clone() + &difference),
+            );
+            return Ok(());
         }
         before = Snapshot::take(&root)?;
     }
@@ -77,22 +103,31 @@ fn serve(routes: &[Route], vars: &mut Vars) -> Result<Option<Server>> {
     Ok(Some(server))
 }
 
-fn one(call: &Call, sandbox: &Sandbox, vars: &Vars, server: Option<&Server>) -> Result<process::Ran> {
-    let program = sandbox.root().join("one/var/remotes").join(&call.action);
-    if !program.exists() {
-        bail!("There is no {}", call.action);
-    }
+fn one(
+    call: &Call,
+    sandbox: &Sandbox,
+    vars: &Vars,
+    server: Option<&Server>,
+) -> Result<process::Ran> {
+    let program = sandbox.entry(call);
     let mut env = sandbox.env().to_vec();
     for (name, value) in &call.env {
         env.push((name.clone(), vars.text(value)?));
     }
-    let filled = call.kill.as_ref().and_then(|kill| kill.when_filled.as_deref());
-    let filled = filled.map(|dir| vars.text(dir)).transpose()?.map(|dir| clean(&dir));
+    let filled = call
+        .kill
+        .as_ref()
+        .and_then(|kill| kill.when_filled.as_deref());
+    let filled = filled
+        .map(|dir| vars.text(dir))
+        .transpose()?
+        .map(|dir| clean(&dir));
     let due = std::cell::Cell::new(None);
     let condition = |now: Duration| {
         let Some(kill) = &call.kill else { return false };
         let requested = kill.when_requested.as_ref();
-        let asked = requested.is_none_or(|path| server.is_some_and(|server| server.count("GET", path) > 0));
+        let asked =
+            requested.is_none_or(|path| server.is_some_and(|server| server.count("GET", path) > 0));
         if due.get().is_none() && asked && filled.as_deref().is_none_or(has_entry) {
             due.set(Some(now + Duration::from_millis(kill.after_ms)));
         }

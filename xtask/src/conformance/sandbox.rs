@@ -11,6 +11,7 @@
 //! Drivers that write to places they have hard-coded (`/tmp/…`, `/var/lock/one`) are not held back from that.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
-use super::case::Case;
+use super::case::{Call, Case};
 use super::sshd::Sshd;
 use super::vars::Vars;
 
@@ -45,19 +46,38 @@ impl Sandbox {
         let dir = tempfile::Builder::new().prefix("kit-").tempdir()?;
         // The system's temporary directory may be a link; drivers compare canonical names.
         let root = dir.path().canonicalize()?;
-        for name in ["one/var/datastores", "one/etc", "one/lib/sh", "work", "staging", "tmp", "home", "bin", "oned"] {
+        for name in [
+            "one/var/datastores",
+            "one/etc",
+            "one/lib/sh",
+            "work",
+            "staging",
+            "tmp",
+            "home",
+            "bin",
+            "oned",
+        ] {
             fs::create_dir_all(root.join(name))?;
         }
         let remotes = root.join("one/var/remotes");
         farm(&tree.drivers, &remotes, false)?;
         for (name, text) in &case.conf {
             let file = remotes.join("etc").join(name);
-            fs::create_dir_all(file.parent().context("A configuration file without a directory")?)?;
-            let mut file = fs::OpenOptions::new().append(true).create(true).open(file)?;
+            fs::create_dir_all(
+                file.parent()
+                    .context("A configuration file without a directory")?,
+            )?;
+            let mut file = fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(file)?;
             write!(file, "\n{text}\n")?;
         }
         library(tree, &root.join("one/lib"))?;
-        let sandbox = Self { env: environment(&root, tree), dir };
+        let sandbox = Self {
+            env: environment(&root, tree),
+            dir,
+        };
         sandbox.oned(case)?;
         if let Some(ssh) = ssh {
             ssh.install(&root.join("bin"), &root.join("home"))?;
@@ -67,7 +87,15 @@ impl Sandbox {
 
     /// The root directory, canonical.
     pub fn root(&self) -> PathBuf {
-        self.dir.path().canonicalize().unwrap_or_else(|_| self.dir.path().to_owned())
+        self.dir
+            .path()
+            .canonicalize()
+            .unwrap_or_else(|_| self.dir.path().to_owned())
+    }
+
+    /// The path under which the call's driver is started.
+    pub fn entry(&self, call: &Call) -> PathBuf {
+        self.root().join("one/var/remotes").join(&call.action)
     }
 
     /// The environment that a driver process would pass on.
@@ -84,8 +112,14 @@ impl Sandbox {
         vars.set("one", text(root.join("one")));
         vars.set("var", text(root.join("one/var")));
         // The double slash is what oned sends.
-        vars.set("base", format!("{}//datastores/100", root.join("one/var").display()));
-        vars.set("datastores", format!("{}//datastores", root.join("one/var").display()));
+        vars.set(
+            "base",
+            format!("{}//datastores/100", root.join("one/var").display()),
+        );
+        vars.set(
+            "datastores",
+            format!("{}//datastores", root.join("one/var").display()),
+        );
         for name in ["work", "staging", "tmp", "home"] {
             vars.set(name, text(root.join(name)));
         }
@@ -98,15 +132,21 @@ impl Sandbox {
         let oned = root.join("oned");
         let vars = self.vars();
         hosts(&case.hosts, &oned)?;
-        fs::write(oned.join("datastorepool.xml"), "<DATASTORE_POOL></DATASTORE_POOL>\n")?;
+        fs::write(
+            oned.join("datastorepool.xml"),
+            "<DATASTORE_POOL></DATASTORE_POOL>\n",
+        )?;
         for (name, text) in &case.oned {
             let file = oned.join(name);
             fs::create_dir_all(file.parent().context("An object without a directory")?)?;
             fs::write(file, vars.text(text)?)?;
         }
-        for (command, kind) in
-            [("onevm", "vm"), ("onedatastore", "datastore"), ("onehost", "host"), ("oneimage", "image")]
-        {
+        for (command, kind) in [
+            ("onevm", "vm"),
+            ("onedatastore", "datastore"),
+            ("onehost", "host"),
+            ("oneimage", "image"),
+        ] {
             let file = root.join("bin").join(command);
             fs::write(&file, stand_in(kind, &oned))?;
             fs::set_permissions(file, fs::Permissions::from_mode(0o755))?;
@@ -138,9 +178,12 @@ fn hosts(states: &BTreeMap<String, String>, oned: &Path) -> Result<()> {
             Some("dsbl") => 4,
             Some(_) => 8,
         };
-        pool.push_str(&format!("<HOST><ID>{id}</ID><NAME>{name}</NAME><STATE>{number}</STATE></HOST>"));
+        write!(
+            pool,
+            "<HOST><ID>{id}</ID><NAME>{name}</NAME><STATE>{number}</STATE></HOST>"
+        )?;
         if let Some(state) = state {
-            csv.push_str(&format!("{name},{state}\n"));
+            writeln!(csv, "{name},{state}")?;
         }
     }
     pool.push_str("</HOST_POOL>\n");
@@ -159,7 +202,13 @@ fn environment(root: &Path, tree: &Tree) -> Vec<(String, String)> {
         ("LOGNAME", "oneadmin".to_owned()),
         ("LANG", "C.UTF-8".to_owned()),
         ("SHLVL", "0".to_owned()),
-        ("PATH", format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", at("bin"))),
+        (
+            "PATH",
+            format!(
+                "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                at("bin")
+            ),
+        ),
         ("PWD", at("one/var")),
         ("TMPDIR", at("tmp")),
         ("SSH", at("bin/ssh")),

@@ -59,7 +59,10 @@ impl Sshd {
         fs::write(at("config"), client)?;
         // Wanted by the server whatever its configuration says.
         let _ = fs::create_dir_all("/run/sshd");
-        let child = Command::new(program()?)
+        // The server must not outlive a kit that was killed.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL"])
+            .arg(program()?)
             .args(["-D", "-e", "-f"])
             .arg(at("sshd_config"))
             .stdin(Stdio::null())
@@ -82,7 +85,10 @@ impl Sshd {
     pub fn install(&self, bin: &Path, home: &Path) -> Result<()> {
         let config = self.dir.path().join("config");
         for name in ["ssh", "scp"] {
-            let text = format!("#!/bin/sh\nexec /usr/bin/{name} -F '{}' \"$@\"\n", config.display());
+            let text = format!(
+                "#!/bin/sh\nexec /usr/bin/{name} -F '{}' \"$@\"\n",
+                config.display()
+            );
             fs::write(bin.join(name), text)?;
             fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755))?;
         }
@@ -104,5 +110,9 @@ impl Drop for Sshd {
 
 fn program() -> Result<PathBuf> {
     let known = ["/usr/sbin/sshd", "/sbin/sshd", "/usr/local/sbin/sshd"];
-    known.iter().map(PathBuf::from).find(|path| path.exists()).context("OpenSSH's server is not installed")
+    known
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+        .context("OpenSSH's server is not installed")
 }

@@ -48,11 +48,20 @@ impl Vars {
 
 fn digest(text: &str) -> Result<Option<(usize, usize, String)>> {
     for (prefix, sha1) in [("{md5:", false), ("{sha1:", true)] {
-        let Some(start) = text.find(prefix) else { continue };
-        let Some(length) = text[start..].find('}') else { continue };
+        let Some(start) = text.find(prefix) else {
+            continue;
+        };
+        let Some(length) = text[start..].find('}') else {
+            continue;
+        };
         let path = Path::new(&text[start + prefix.len()..start + length]);
-        let bytes = std::fs::read(path).with_context(|| format!("Cannot read {}", path.display()))?;
-        let digest = if sha1 { hex(&sha1::Sha1::digest(bytes)) } else { hex(&md5::Md5::digest(bytes)) };
+        let bytes =
+            std::fs::read(path).with_context(|| format!("Cannot read {}", path.display()))?;
+        let digest = if sha1 {
+            hex(&sha1::Sha1::digest(bytes))
+        } else {
+            hex(&md5::Md5::digest(bytes))
+        };
         return Ok(Some((start, start + length + 1, digest)));
     }
     Ok(None)
