@@ -49,11 +49,7 @@ impl Case {
     /// Whether a call names one of the kit's bridges.
     pub fn needs_bridge(&self) -> bool {
         self.calls.iter().any(|call| {
-            let lists = call
-                .datastore
-                .get("BRIDGE_LIST")
-                .into_iter()
-                .chain(call.extra.get("SOURCE_BRIDGE_LIST"));
+            let lists = call.datastore.get("BRIDGE_LIST").into_iter().chain(call.extra.get("SOURCE_BRIDGE_LIST"));
             lists.into_iter().any(|list| list.contains("bridge"))
                 || call.image.values().any(|value| value.starts_with("ssh://"))
         })
@@ -310,26 +306,14 @@ struct Rest {
 pub fn load(dir: &Path, family: Option<&str>) -> Result<Vec<Case>> {
     let mut cases = Vec::new();
     for entry in sorted(dir)? {
-        let name = entry
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !entry.is_dir() || family.is_some_and(|wanted| wanted != name) {
             continue;
         }
         for file in sorted(&entry)? {
-            if file
-                .extension()
-                .is_some_and(|extension| extension == "toml")
-            {
-                let read = || -> Result<Vec<Case>> {
-                    parse(&std::fs::read_to_string(&file)?, &name, &file)
-                };
-                cases.extend(
-                    read()
-                        .with_context(|| format!("Cannot read the cases in {}", file.display()))?,
-                );
+            if file.extension().is_some_and(|extension| extension == "toml") {
+                let read = || -> Result<Vec<Case>> { parse(&std::fs::read_to_string(&file)?, &name, &file) };
+                cases.extend(read().with_context(|| format!("Cannot read the cases in {}", file.display()))?);
             }
         }
     }
@@ -337,11 +321,8 @@ pub fn load(dir: &Path, family: Option<&str>) -> Result<Vec<Case>> {
 }
 
 fn sorted(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
-    let entries =
-        std::fs::read_dir(dir).with_context(|| format!("Cannot read {}", dir.display()))?;
-    let mut paths = entries
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?;
+    let entries = std::fs::read_dir(dir).with_context(|| format!("Cannot read {}", dir.display()))?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     paths.sort();
     Ok(paths)
 }
@@ -349,20 +330,12 @@ fn sorted(dir: &Path) -> Result<Vec<std::path::PathBuf>> {
 /// The cases of one file: `[[case]]` tables; the other keys are defaults for all of them.
 pub fn parse(text: &str, family: &str, file: &Path) -> Result<Vec<Case>> {
     let mut defaults: Table = text.parse()?;
-    let Some(Value::Array(tables)) = defaults.remove("case") else {
-        bail!("There is no [[case]]")
-    };
+    let Some(Value::Array(tables)) = defaults.remove("case") else { bail!("There is no [[case]]") };
     let mut cases: Vec<Case> = Vec::new();
     for table in tables {
-        let Value::Table(mut table) = table else {
-            bail!("A case is not a table")
-        };
+        let Value::Table(mut table) = table else { bail!("A case is not a table") };
         inherit(&mut table, &defaults);
-        let name = table
-            .get("name")
-            .and_then(Value::as_str)
-            .unwrap_or("without a name")
-            .to_owned();
+        let name = table.get("name").and_then(Value::as_str).unwrap_or("without a name").to_owned();
         let case = one(table, family, file).with_context(|| format!("In the case {name}"))?;
         if cases.iter().any(|other| other.name == case.name) {
             bail!("Two cases are named {name}");
@@ -384,34 +357,21 @@ fn one(mut table: Table, family: &str, file: &Path) -> Result<Case> {
         Some(Value::Array(calls)) => calls
             .into_iter()
             .map(|call| {
-                let Value::Table(mut call) = call else {
-                    bail!("A call is not a table")
-                };
+                let Value::Table(mut call) = call else { bail!("A call is not a table") };
                 inherit(&mut call, &common);
                 Ok(call)
             })
             .collect::<Result<_>>()?,
         Some(_) => bail!("call is not a list of tables"),
     };
-    let calls = calls
-        .into_iter()
-        .map(|call| Ok(Call::deserialize(Value::Table(call))?))
-        .collect::<Result<_>>()?;
+    let calls = calls.into_iter().map(|call| Ok(Call::deserialize(Value::Table(call))?)).collect::<Result<_>>()?;
     let rest = Rest::deserialize(Value::Table(table))?;
-    if rest
-        .upstream
-        .as_ref()
-        .is_some_and(|text| !text.starts_with("fails: "))
-    {
+    if rest.upstream.as_ref().is_some_and(|text| !text.starts_with("fails: ")) {
         bail!("upstream has to read \"fails: <why>\"");
     }
     Ok(Case {
         family: family.to_owned(),
-        file: file
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
+        file: file.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         name: rest.name,
         why: rest.why,
         upstream: rest.upstream,
@@ -443,9 +403,7 @@ fn inherit(table: &mut Table, from: &Table) {
 
 /// A glob with `*` and `?`, both of which match slashes too.
 pub fn glob(pattern: &str) -> Result<Regex> {
-    let text = regex::escape(pattern)
-        .replace(r"\*", ".*")
-        .replace(r"\?", ".");
+    let text = regex::escape(pattern).replace(r"\*", ".*").replace(r"\?", ".");
     Ok(Regex::new(&format!("^(?:{text})$"))?)
 }
 
@@ -457,8 +415,5 @@ pub fn bytes(text: &str) -> Result<u64> {
         Some(b'G') => (&text[..text.len() - 1], 1 << 30),
         _ => (text, 1),
     };
-    Ok(digits
-        .parse::<u64>()
-        .with_context(|| format!("{text} is no size"))?
-        * factor)
+    Ok(digits.parse::<u64>().with_context(|| format!("{text} is no size"))? * factor)
 }

@@ -30,13 +30,9 @@ const ENDS: u64 = 64 << 10;
 /// Makes one file, and its parent directories.
 pub fn make(before: &Before, vars: &Vars) -> Result<()> {
     let path = PathBuf::from(vars.text(&before.path)?);
-    build(before, vars, &path)
-        .with_context(|| format!("Cannot make {} ({})", path.display(), before.is))?;
+    build(before, vars, &path).with_context(|| format!("Cannot make {} ({})", path.display(), before.is))?;
     if let Some(mode) = &before.mode {
-        fs::set_permissions(
-            &path,
-            fs::Permissions::from_mode(u32::from_str_radix(mode, 8)?),
-        )?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(u32::from_str_radix(mode, 8)?))?;
     }
     Ok(())
 }
@@ -54,10 +50,7 @@ fn build(before: &Before, vars: &Vars, path: &Path) -> Result<()> {
         "zeroes" => fs::write(path, vec![0; usize::try_from(size()?)?])?,
         "sparse" => sparse(path, size()?, before.seed)?,
         "text" => fs::write(path, text()?)?,
-        "bytes" => fs::write(
-            path,
-            base64::engine::general_purpose::STANDARD.decode(text()?.trim())?,
-        )?,
+        "bytes" => fs::write(path, base64::engine::general_purpose::STANDARD.decode(text()?.trim())?)?,
         "dir" => fs::create_dir_all(path)?,
         "fifo" => run(Command::new("mkfifo").arg(path))?,
         "link" => symlink(of.context("`of` is missing")?, path)?,
@@ -68,28 +61,16 @@ fn build(before: &Before, vars: &Vars, path: &Path) -> Result<()> {
         }
         "copy" => drop(fs::copy(source()?, path)?),
         "gzip" | "bzip2" | "xz" | "zstd" => {
-            run(Command::new(&before.is)
-                .arg("-c")
-                .arg(source()?)
-                .stdout(File::create(path)?))?;
+            run(Command::new(&before.is).arg("-c").arg(source()?).stdout(File::create(path)?))?;
         }
         "tar" => {
             let source = source()?;
             let dir = source.parent().context("`of` has no parent")?;
-            run(Command::new("tar")
-                .arg("-cf")
-                .arg(path)
-                .arg("-C")
-                .arg(dir)
-                .args(source.file_name()))?;
+            run(Command::new("tar").arg("-cf").arg(path).arg("-C").arg(dir).args(source.file_name()))?;
         }
-        "zip" => run(Command::new("zip")
-            .arg("-q")
-            .arg("-j")
-            .arg(path)
-            .arg(source()?))?,
+        "zip" => run(Command::new("zip").arg("-q").arg("-j").arg(path).arg(source()?))?,
         format @ ("qcow2" | "vmdk" | "vdi" | "vhdx" | "luks") => {
-            image(before, vars, path, format, of.as_deref())?
+            image(before, vars, path, format, of.as_deref())?;
         }
         other => bail!("There is no content of kind {other}"),
     }
@@ -98,25 +79,15 @@ fn build(before: &Before, vars: &Vars, path: &Path) -> Result<()> {
 
 fn image(before: &Before, vars: &Vars, path: &Path, format: &str, of: Option<&str>) -> Result<()> {
     if let Some(of) = of {
-        return run(Command::new("qemu-img")
-            .args(["convert", "-O", format])
-            .arg(of)
-            .arg(path));
+        return run(Command::new("qemu-img").args(["convert", "-O", format]).arg(of).arg(path));
     }
     let mut create = Command::new("qemu-img");
     create.args(["create", "-q", "-f", format]);
     if format == "luks" {
-        create.args([
-            "--object",
-            "secret,id=key,data=conformance",
-            "-o",
-            "key-secret=key,iter-time=10",
-        ]);
+        create.args(["--object", "secret,id=key,data=conformance", "-o", "key-secret=key,iter-time=10"]);
     }
     if let Some(data) = &before.data_file {
-        create
-            .arg("-o")
-            .arg(format!("data_file={},data_file_raw=on", vars.text(data)?));
+        create.arg("-o").arg(format!("data_file={},data_file_raw=on", vars.text(data)?));
     }
     if let Some(backing) = &before.backing {
         let backing_format = before.backing_format.as_deref().unwrap_or("qcow2");
@@ -128,10 +99,7 @@ fn image(before: &Before, vars: &Vars, path: &Path, format: &str, of: Option<&st
     }
     run(&mut create)?;
     for write in &before.write {
-        run(Command::new("qemu-io")
-            .args(["-f", format, "-c", write])
-            .arg(path)
-            .stdout(Stdio::null()))?;
+        run(Command::new("qemu-io").args(["-f", format, "-c", write]).arg(path).stdout(Stdio::null()))?;
     }
     Ok(())
 }
@@ -160,17 +128,9 @@ fn pattern(size: u64, seed: u64) -> Vec<u8> {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?
-        .wait_with_output()?;
+    let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?.wait_with_output()?;
     if !output.status.success() {
-        bail!(
-            "{} failed: {}",
-            command.get_program().display(),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("{} failed: {}", command.get_program().display(), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }

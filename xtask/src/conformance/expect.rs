@@ -33,11 +33,7 @@ pub struct Evidence<'a> {
 
 /// The lines that oned would show to a user.
 pub fn plain_lines(stderr: &[u8]) -> Vec<String> {
-    String::from_utf8_lossy(stderr)
-        .lines()
-        .filter(|line| !LOG.is_match(line))
-        .map(str::to_owned)
-        .collect()
+    String::from_utf8_lossy(stderr).lines().filter(|line| !LOG.is_match(line)).map(str::to_owned).collect()
 }
 
 /// Checks everything that the call has to fulfil and returns what differs. Named groups of `stdout` become names in
@@ -50,10 +46,7 @@ pub fn check(call: &Call, evidence: &Evidence<'_>, vars: &mut Vars) -> Vec<Strin
         return differences.0;
     }
     if call.kill.is_some() && !ran.signalled {
-        differences.add(format!(
-            "It ended with {} before the signal was due",
-            ran.rc()
-        ));
+        differences.add(format!("It ended with {} before the signal was due", ran.rc()));
     }
     differences.check(status(expect, ran));
     if ran.left_running {
@@ -66,24 +59,16 @@ pub fn check(call: &Call, evidence: &Evidence<'_>, vars: &mut Vars) -> Vec<Strin
     if let Some(most) = expect.wall_ms
         && ran.wall.as_millis() > u128::from(most)
     {
-        differences.add(format!(
-            "It took {} ms, more than {most}",
-            ran.wall.as_millis()
-        ));
+        differences.add(format!("It took {} ms, more than {most}", ran.wall.as_millis()));
     }
     for after in &expect.after {
         differences.check(files::check(after, vars, evidence.first));
     }
     for wanted in &expect.requests {
-        let count = evidence
-            .http
-            .map_or(0, |server| server.count(&wanted.method, &wanted.path));
+        let count = evidence.http.map_or(0, |server| server.count(&wanted.method, &wanted.path));
         if count != wanted.count {
             let (method, path) = (&wanted.method, &wanted.path);
-            differences.add(format!(
-                "{method} {path} was asked for {count} times, not {}",
-                wanted.count
-            ));
+            differences.add(format!("{method} {path} was asked for {count} times, not {}", wanted.count));
         }
     }
     differences.check(leftovers(expect, evidence, fails, vars));
@@ -112,10 +97,7 @@ fn status(expect: &Expect, ran: &Ran) -> Result<()> {
         Value::Integer(wanted) if *wanted == i64::from(rc) => Ok(()),
         Value::Integer(wanted) => {
             let said = plain_lines(&ran.stderr).join(" | ");
-            bail!(
-                "Exit status {rc}, not {wanted}{}{said}",
-                if said.is_empty() { "" } else { ": " }
-            )
+            bail!("Exit status {rc}, not {wanted}{}{said}", if said.is_empty() { "" } else { ": " })
         }
         Value::String(text) if text == "fail" && rc == 0 => bail!("It succeeded"),
         Value::String(text) if text == "fail" || text == "any" => Ok(()),
@@ -148,10 +130,7 @@ fn lines(expect: &Expect, ran: &Ran, fails: bool) -> Result<()> {
         && wanted != lines.len()
     {
         let some: Vec<_> = lines.iter().take(3).collect();
-        bail!(
-            "{} plain lines on standard error, not {wanted}: {some:?}",
-            lines.len()
-        );
+        bail!("{} plain lines on standard error, not {wanted}: {some:?}", lines.len());
     }
     if wanted == Some(1) && lines[0].trim().is_empty() {
         bail!("The line on standard error is empty");
@@ -168,9 +147,7 @@ fn texts(expect: &Expect, ran: &Ran, vars: &Vars) -> Result<()> {
         bail!("Standard error does not say {wanted}");
     }
     if let Some(unwanted) = &expect.not_stderr
-        && vars
-            .regex(unwanted)?
-            .is_match(&String::from_utf8_lossy(&ran.stderr))
+        && vars.regex(unwanted)?.is_match(&String::from_utf8_lossy(&ran.stderr))
     {
         bail!("Standard error says {unwanted}");
     }
@@ -186,11 +163,8 @@ fn leftovers(expect: &Expect, evidence: &Evidence<'_>, fails: bool, vars: &Vars)
     for after in &expect.after {
         named.push((clean(&vars.text(&after.path)?), after.tree));
     }
-    let tolerated = |path: &Path| {
-        named
-            .iter()
-            .any(|(own, tree)| own == path || (*tree && path.starts_with(own.as_path())))
-    };
+    let tolerated =
+        |path: &Path| named.iter().any(|(own, tree)| own == path || (*tree && path.starts_with(own.as_path())));
     let now = Snapshot::take(evidence.root)?;
     match evidence.before.difference(&now, &tolerated, fails) {
         Some(difference) => bail!("{difference}"),

@@ -47,17 +47,9 @@ impl Snapshot {
     /// The first path that differs in `now` without being tolerated: new, gone or changed.
     ///
     /// New directories on the way to something tolerated are fine, and so are empty ones below `datastores`.
-    pub fn difference(
-        &self,
-        now: &Self,
-        tolerated: &dyn Fn(&Path) -> bool,
-        changes: bool,
-    ) -> Option<String> {
+    pub fn difference(&self, now: &Self, tolerated: &dyn Fn(&Path) -> bool, changes: bool) -> Option<String> {
         let on_the_way = |path: &Path| {
-            let below = now
-                .0
-                .range(path.to_owned()..)
-                .take_while(|(other, _)| other.starts_with(path));
+            let below = now.0.range(path.to_owned()..).take_while(|(other, _)| other.starts_with(path));
             below.clone().any(|(other, _)| tolerated(other)) || path.ends_with("datastores/100")
         };
         for (path, entry) in &now.0 {
@@ -66,11 +58,7 @@ impl Snapshot {
                 return Some(format!("left behind: {}", path.display()));
             }
         }
-        for (path, entry) in self
-            .0
-            .iter()
-            .filter(|(path, _)| changes && !tolerated(path))
-        {
+        for (path, entry) in self.0.iter().filter(|(path, _)| changes && !tolerated(path)) {
             match now.0.get(path) {
                 None => return Some(format!("gone: {}", path.display())),
                 Some(other) if other != entry => {
@@ -133,10 +121,7 @@ impl std::io::Write for Update<'_> {
 
 /// Without double slashes and single dots; links are not followed.
 pub fn clean(path: &str) -> PathBuf {
-    Path::new(path)
-        .components()
-        .filter(|part| *part != Component::CurDir)
-        .collect()
+    Path::new(path).components().filter(|part| *part != Component::CurDir).collect()
 }
 
 /// Checks the conditions on one path; the error is the first that does not hold.
@@ -170,12 +155,7 @@ pub fn check(after: &After, vars: &Vars, before: &Snapshot) -> Result<()> {
         }
     }
     if let Some(mode) = &after.mode {
-        same(
-            &shown.to_string(),
-            "mode",
-            mode,
-            &format!("{:04o}", about.permissions().mode() & 0o7777),
-        )?;
+        same(&shown.to_string(), "mode", mode, &format!("{:04o}", about.permissions().mode() & 0o7777))?;
     }
     data(after, vars, before, &path)
 }
@@ -185,12 +165,7 @@ fn data(after: &After, vars: &Vars, before: &Snapshot, path: &Path) -> Result<()
     let shown = path.display().to_string();
     let about = fs::metadata(path).with_context(|| format!("{shown} leads nowhere"))?;
     if let Some(size) = &after.size {
-        same(
-            &shown,
-            "size",
-            &bytes(size)?.to_string(),
-            &about.len().to_string(),
-        )?;
+        same(&shown, "size", &bytes(size)?.to_string(), &about.len().to_string())?;
     }
     if let Some(most) = &after.allocated_max {
         let allocated = about.blocks() * 512;
@@ -200,9 +175,7 @@ fn data(after: &After, vars: &Vars, before: &Snapshot, path: &Path) -> Result<()
     }
     if let Some(other) = &after.same_as {
         let other = clean(&vars.text(other)?);
-        let wanted = before
-            .digest(&other)
-            .map_or_else(|| digest(&other), |known| Ok(known.to_owned()))?;
+        let wanted = before.digest(&other).map_or_else(|| digest(&other), |known| Ok(known.to_owned()))?;
         if digest(path)? != wanted {
             bail!("{shown} differs from {}", other.display());
         }
@@ -212,32 +185,17 @@ fn data(after: &After, vars: &Vars, before: &Snapshot, path: &Path) -> Result<()
     }
     if let Some(other) = &after.content_of {
         let other = vars.text(other)?;
-        let output = tool("qemu-img")
-            .args(["compare", "-U"])
-            .arg(path)
-            .arg(&other)
-            .output()?;
+        let output = tool("qemu-img").args(["compare", "-U"]).arg(path).arg(&other).output()?;
         if !output.status.success() {
             let said = [output.stdout, output.stderr].concat();
-            bail!(
-                "A guest reads {shown} differently from {other}: {}",
-                String::from_utf8_lossy(&said).trim()
-            );
+            bail!("A guest reads {shown} differently from {other}: {}", String::from_utf8_lossy(&said).trim());
         }
     }
     image(after, vars, path)?;
     for (tag, wanted) in [("TYPE", &after.fs), ("LABEL", &after.label)] {
         if let Some(wanted) = wanted {
-            let output = tool("blkid")
-                .args(["-p", "-o", "value", "-s", tag])
-                .arg(path)
-                .output()?;
-            same(
-                &shown,
-                tag,
-                wanted,
-                String::from_utf8_lossy(&output.stdout).trim(),
-            )?;
+            let output = tool("blkid").args(["-p", "-o", "value", "-s", tag]).arg(path).output()?;
+            same(&shown, tag, wanted, String::from_utf8_lossy(&output.stdout).trim())?;
         }
     }
     Ok(())
@@ -249,27 +207,13 @@ fn image(after: &After, vars: &Vars, path: &Path) -> Result<()> {
         return Ok(());
     }
     let shown = path.display().to_string();
-    let output = tool("qemu-img")
-        .args(["info", "-U", "--output=json"])
-        .arg(path)
-        .output()?;
-    let info: Value =
-        serde_json::from_slice(&output.stdout).with_context(|| format!("{shown} is no image"))?;
+    let output = tool("qemu-img").args(["info", "-U", "--output=json"]).arg(path).output()?;
+    let info: Value = serde_json::from_slice(&output.stdout).with_context(|| format!("{shown} is no image"))?;
     if let Some(wanted) = &after.format {
-        same(
-            &shown,
-            "format",
-            wanted,
-            info["format"].as_str().unwrap_or_default(),
-        )?;
+        same(&shown, "format", wanted, info["format"].as_str().unwrap_or_default())?;
     }
     if let Some(wanted) = &after.virtual_size {
-        same(
-            &shown,
-            "virtual size",
-            &bytes(wanted)?.to_string(),
-            &info["virtual-size"].to_string(),
-        )?;
+        same(&shown, "virtual size", &bytes(wanted)?.to_string(), &info["virtual-size"].to_string())?;
     }
     if let Some(wanted) = &after.backing {
         let backing = info["backing-filename"].as_str().unwrap_or("none");
@@ -285,15 +229,7 @@ fn image(after: &After, vars: &Vars, path: &Path) -> Result<()> {
 /// program gets five seconds of computing and one gibibyte.
 fn tool(program: &str) -> Command {
     let mut command = Command::new("timeout");
-    command.args([
-        "-s",
-        "KILL",
-        "20",
-        "prlimit",
-        "--as=1073741824",
-        "--cpu=5",
-        program,
-    ]);
+    command.args(["-s", "KILL", "20", "prlimit", "--as=1073741824", "--cpu=5", program]);
     command
 }
 

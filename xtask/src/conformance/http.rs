@@ -33,19 +33,9 @@ impl Server {
     pub fn start(routes: Vec<Route>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").context("Cannot start the web server")?;
         let url = format!("http://{}", listener.local_addr()?);
-        let routes = routes
-            .into_iter()
-            .map(|route| (route.path.clone(), route))
-            .collect();
-        let shared = Arc::new(Shared {
-            routes,
-            log: Mutex::default(),
-            stop: AtomicBool::new(false),
-        });
-        let server = Self {
-            shared: Arc::clone(&shared),
-            url,
-        };
+        let routes = routes.into_iter().map(|route| (route.path.clone(), route)).collect();
+        let shared = Arc::new(Shared { routes, log: Mutex::default(), stop: AtomicBool::new(false) });
+        let server = Self { shared: Arc::clone(&shared), url };
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if shared.stop.load(Ordering::Relaxed) {
@@ -63,11 +53,7 @@ impl Server {
 
     /// How often `method` was used on `path`.
     pub fn count(&self, method: &str, path: &str) -> usize {
-        let log = self
-            .shared
-            .log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.iter().filter(|(m, p)| m == method && p == path).count()
     }
 }
@@ -83,26 +69,16 @@ impl Drop for Server {
 /// One request per connection.
 fn serve(mut stream: TcpStream, shared: &Shared) -> Result<()> {
     let (method, path, from) = request(&stream)?;
-    shared
-        .log
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push((method.clone(), path.clone()));
+    shared.log.lock().unwrap_or_else(PoisonError::into_inner).push((method.clone(), path.clone()));
     let Some(route) = shared.routes.get(&path) else {
-        return Ok(write!(
-            stream,
-            "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        )?);
+        return Ok(write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?);
     };
     if let Some(place) = &route.redirect {
         let head = "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nConnection: close\r\nLocation:";
         return Ok(write!(stream, "{head} {place}\r\n\r\n")?);
     }
     if let Some(status) = route.status {
-        return Ok(write!(
-            stream,
-            "HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        )?);
+        return Ok(write!(stream, "HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?);
     }
     let mut file = File::open(route.file.as_deref().context("A route without a file")?)?;
     let size = file.metadata()?.len();
@@ -110,20 +86,13 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> Result<()> {
     let start = from.unwrap_or(0);
     file.seek(SeekFrom::Start(start))?;
     match from {
-        Some(_) => write!(
-            stream,
-            "HTTP/1.1 206 Partial\r\nContent-Range: bytes {start}-{}/{size}\r\n",
-            size - 1
-        )?,
+        Some(_) => write!(stream, "HTTP/1.1 206 Partial\r\nContent-Range: bytes {start}-{}/{size}\r\n", size - 1)?,
         None => write!(stream, "HTTP/1.1 200 OK\r\nAccept-Ranges: bytes\r\n")?,
     }
     if !route.no_length {
         write!(stream, "Content-Length: {}\r\n", size - start)?;
     }
-    write!(
-        stream,
-        "Content-Type: application/octet-stream\r\nConnection: close\r\n\r\n"
-    )?;
+    write!(stream, "Content-Type: application/octet-stream\r\nConnection: close\r\n\r\n")?;
     if method != "HEAD" {
         body(&mut stream, file, route)?;
     }
@@ -132,12 +101,7 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> Result<()> {
 }
 
 fn body(stream: &mut TcpStream, file: File, route: &Route) -> Result<()> {
-    let limit = route
-        .truncate
-        .as_deref()
-        .map(case::bytes)
-        .transpose()?
-        .unwrap_or(u64::MAX);
+    let limit = route.truncate.as_deref().map(case::bytes).transpose()?.unwrap_or(u64::MAX);
     let mut file = file.take(limit);
     let mut chunk = vec![0; CHUNK];
     loop {

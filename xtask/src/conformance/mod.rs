@@ -95,77 +95,39 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let tree = sandbox::Tree {
-        drivers: args
-            .drivers
-            .canonicalize()
-            .with_context(|| format!("Cannot find {}", args.drivers.display()))?,
-        lib: args
-            .lib
-            .as_ref()
-            .map(|lib| lib.canonicalize())
-            .transpose()
-            .context("Cannot find the lib directory")?,
-        env: args
-            .env
-            .iter()
-            .map(|pair| variable(pair))
-            .collect::<Result<_>>()?,
+        drivers: args.drivers.canonicalize().with_context(|| format!("Cannot find {}", args.drivers.display()))?,
+        lib: args.lib.as_ref().map(|lib| lib.canonicalize()).transpose().context("Cannot find the lib directory")?,
+        env: args.env.iter().map(|pair| variable(pair)).collect::<Result<_>>()?,
     };
-    let ssh = if cases.iter().any(case::Case::needs_bridge) {
-        Some(sshd::Sshd::start()?)
-    } else {
-        None
-    };
+    let ssh = if cases.iter().any(case::Case::needs_bridge) { Some(sshd::Sshd::start()?) } else { None };
     let outcomes = judge(cases, &tree, ssh.as_ref(), args.jobs.max(1));
-    let side = if args.upstream {
-        report::Side::Upstream
-    } else {
-        report::Side::Ours
-    };
+    let side = if args.upstream { report::Side::Upstream } else { report::Side::Ours };
     let report = report::Report::new(side, outcomes, args.verbose);
     print!("{report}");
     if let Some(file) = &args.markdown {
-        std::fs::write(file, report.markdown())
-            .with_context(|| format!("Cannot write {}", file.display()))?;
+        std::fs::write(file, report.markdown()).with_context(|| format!("Cannot write {}", file.display()))?;
     }
-    Ok(if report.failed() == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(1)
-    })
+    Ok(if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 fn variable(pair: &str) -> Result<(String, String)> {
-    let (name, value) = pair
-        .split_once('=')
-        .with_context(|| format!("{pair} is not NAME=VALUE"))?;
+    let (name, value) = pair.split_once('=').with_context(|| format!("{pair} is not NAME=VALUE"))?;
     Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Runs the cases on `jobs` threads; the answers come in the order of the cases.
-fn judge(
-    cases: Vec<case::Case>,
-    tree: &sandbox::Tree,
-    ssh: Option<&sshd::Sshd>,
-    jobs: usize,
-) -> Vec<report::Outcome> {
-    let queue: Mutex<VecDeque<(usize, case::Case)>> =
-        Mutex::new(cases.into_iter().enumerate().collect());
+fn judge(cases: Vec<case::Case>, tree: &sandbox::Tree, ssh: Option<&sshd::Sshd>, jobs: usize) -> Vec<report::Outcome> {
+    let queue: Mutex<VecDeque<(usize, case::Case)>> = Mutex::new(cases.into_iter().enumerate().collect());
     let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
                 loop {
-                    let next = queue
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .pop_front();
+                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some((index, case)) = next else { break };
                     let verdict = run::case(&case, tree, ssh);
                     let outcome = report::Outcome { case, verdict };
-                    done.lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push((index, outcome));
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((index, outcome));
                 }
             });
         }

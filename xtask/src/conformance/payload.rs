@@ -69,11 +69,7 @@ pub fn argv(call: &Call, vars: &Vars) -> Result<Vec<String>> {
     if !call.action.starts_with("datastore/") {
         bail!("Only datastore actions have arguments by default");
     }
-    let of = if call.action.ends_with("/monitor") {
-        (&call.datastore, "100")
-    } else {
-        (&call.image, "7")
-    };
+    let of = if call.action.ends_with("/monitor") { (&call.datastore, "100") } else { (&call.image, "7") };
     Ok(vec![of.0.get("ID").map_or(of.1, String::as_str).to_owned()])
 }
 
@@ -87,18 +83,13 @@ pub fn stdin(call: &Call, vars: &Vars) -> Result<Vec<u8>> {
     let encoded = || STANDARD.encode(&text).into_bytes();
     Ok(match call.stdin_as {
         Encoding::Base64 => encoded(),
-        Encoding::Wrapped => encoded()
-            .chunks(60)
-            .flat_map(|line| [line, b"\n"].concat())
-            .collect(),
+        Encoding::Wrapped => encoded().chunks(60).flat_map(|line| [line, b"\n"].concat()).collect(),
         Encoding::Half => {
             let whole = encoded();
             whole[..whole.len() / 2].to_vec()
         }
         Encoding::Plain => text.into_bytes(),
-        Encoding::Bytes => STANDARD
-            .decode(text.trim())
-            .context("stdin is not Base64")?,
+        Encoding::Bytes => STANDARD.decode(text.trim()).context("stdin is not Base64")?,
         Encoding::None => Vec::new(),
     })
 }
@@ -110,11 +101,7 @@ fn xml(call: &Call, vars: &Vars) -> Result<String> {
     if call.action.ends_with("/stat") {
         let path = vars.text(call.image.get("PATH").map_or("", String::as_str))?;
         let size = call.image.get("SIZE").map_or("", String::as_str);
-        write!(
-            xml,
-            "<IMAGE><PATH>{}</PATH><SIZE>{size}</SIZE></IMAGE>",
-            escape(&path)
-        )?;
+        write!(xml, "<IMAGE><PATH>{}</PATH><SIZE>{size}</SIZE></IMAGE>", escape(&path))?;
     } else if !system && !call.action.ends_with("/monitor") {
         image(&mut xml, &call.image)?;
     }
@@ -129,9 +116,7 @@ fn xml(call: &Call, vars: &Vars) -> Result<String> {
 fn image(xml: &mut String, given: &BTreeMap<String, String>) -> Result<()> {
     xml.push_str("<IMAGE>");
     elements(xml, &IMAGE, given)?;
-    xml.push_str(
-        "<RUNNING_VMS>0</RUNNING_VMS><CLONING_OPS>0</CLONING_OPS><CLONING_ID>-1</CLONING_ID>",
-    );
+    xml.push_str("<RUNNING_VMS>0</RUNNING_VMS><CLONING_OPS>0</CLONING_OPS><CLONING_ID>-1</CLONING_ID>");
     xml.push_str("<DATASTORE_ID>100</DATASTORE_ID><DATASTORE>kit datastore</DATASTORE><VMS></VMS><CLONES></CLONES>");
     xml.push_str("<APP_CLONES></APP_CLONES>");
     template(xml, &IMAGE, &[("DEV_PREFIX", "vd")], given)?;
@@ -148,27 +133,16 @@ fn datastore(xml: &mut String, given: &BTreeMap<String, String>, images: usize) 
     }
     xml.push_str("</IMAGES>");
     let own_lists = given.contains_key("SAFE_DIRS") || given.contains_key("RESTRICTED_DIRS");
-    let defaults = if own_lists {
-        &DATASTORE_TEMPLATE[..4]
-    } else {
-        &DATASTORE_TEMPLATE[..]
-    };
+    let defaults = if own_lists { &DATASTORE_TEMPLATE[..4] } else { &DATASTORE_TEMPLATE[..] };
     template(xml, &DATASTORE, defaults, given)?;
     xml.push_str("</DATASTORE>");
     Ok(())
 }
 
-fn elements(
-    xml: &mut String,
-    known: &[(&str, &str)],
-    given: &BTreeMap<String, String>,
-) -> Result<()> {
+fn elements(xml: &mut String, known: &[(&str, &str)], given: &BTreeMap<String, String>) -> Result<()> {
     for (name, default) in known {
         let value = given.get(*name).map_or(*default, String::as_str);
-        let plain = value
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || byte == b'-')
-            && !value.is_empty();
+        let plain = value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') && !value.is_empty();
         if plain {
             write!(xml, "<{name}>{value}</{name}>")?;
         } else {
@@ -186,12 +160,7 @@ fn template(
 ) -> Result<()> {
     let mut all: BTreeMap<&str, &str> = defaults.iter().copied().collect();
     let outside = |name: &str| known.iter().any(|(other, _)| *other == name);
-    all.extend(
-        given
-            .iter()
-            .filter(|(name, _)| !outside(name))
-            .map(|(name, value)| (name.as_str(), value.as_str())),
-    );
+    all.extend(given.iter().filter(|(name, _)| !outside(name)).map(|(name, value)| (name.as_str(), value.as_str())));
     xml.push_str("<TEMPLATE>");
     for (name, value) in all {
         write!(xml, "<{name}>{}</{name}>", cdata(value))?;
@@ -205,9 +174,5 @@ fn cdata(text: &str) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
-        .replace('\'', "&apos;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&apos;")
 }

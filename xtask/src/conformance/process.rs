@@ -56,9 +56,7 @@ pub struct Ran {
 impl Ran {
     /// The exit status as a shell would say it: 128 + n after signal n.
     pub fn rc(&self) -> i32 {
-        self.status
-            .code()
-            .unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
     }
 }
 
@@ -66,18 +64,9 @@ impl Ran {
 pub fn run(run: Run<'_>) -> Result<Ran> {
     let started = Instant::now();
     let mut command = Command::new(run.program);
-    command
-        .args(run.argv.iter().map(OsStr::new))
-        .env_clear()
-        .envs(run.env)
-        .current_dir(run.cwd)
-        .process_group(0);
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child =
-        start(&mut command).with_context(|| format!("Cannot start {}", run.program.display()))?;
+    command.args(run.argv.iter().map(OsStr::new)).env_clear().envs(run.env).current_dir(run.cwd).process_group(0);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = start(&mut command).with_context(|| format!("Cannot start {}", run.program.display()))?;
     let group = Pid::from_child(&child);
     let mut input = child.stdin.take().context("No pipe")?;
     let data = run.stdin;
@@ -89,15 +78,7 @@ pub fn run(run: Run<'_>) -> Result<Ran> {
     let wall = started.elapsed();
     let left_running = outlived(group);
     let finish = |stream: Receiver<Vec<u8>>| stream.recv_timeout(GRACE).unwrap_or_default();
-    Ok(Ran {
-        status,
-        stdout: finish(stdout),
-        stderr: finish(stderr),
-        wall,
-        too_long,
-        signalled,
-        left_running,
-    })
+    Ok(Ran { status, stdout: finish(stdout), stderr: finish(stderr), wall, too_long, signalled, left_running })
 }
 
 /// A script that was just written may still be open for writing in a process that another thread is about to start:

@@ -40,11 +40,7 @@ pub struct Report {
 impl Report {
     /// A report on these outcomes.
     pub fn new(side: Side, outcomes: Vec<Outcome>, verbose: bool) -> Self {
-        Self {
-            side,
-            outcomes,
-            verbose,
-        }
+        Self { side, outcomes, verbose }
     }
 
     /// How many cases failed without being known to.
@@ -53,16 +49,12 @@ impl Report {
     }
 
     fn count(&self, score: Score) -> usize {
-        self.outcomes
-            .iter()
-            .filter(|outcome| self.score(outcome) == score)
-            .count()
+        self.outcomes.iter().filter(|outcome| self.score(outcome) == score).count()
     }
 
     fn score(&self, outcome: &Outcome) -> Score {
         let verdict = &outcome.verdict;
-        let known =
-            self.side == Side::Upstream && outcome.case.upstream.is_some() && !verdict.broken;
+        let known = self.side == Side::Upstream && outcome.case.upstream.is_some() && !verdict.broken;
         match verdict.differences.is_empty() {
             true => Score::Passed,
             false if known => Score::KnownWrong,
@@ -74,10 +66,7 @@ impl Report {
     fn rows(&self) -> BTreeMap<(String, String), [usize; 4]> {
         let mut rows: BTreeMap<(String, String), [usize; 4]> = BTreeMap::new();
         for outcome in &self.outcomes {
-            let key = (
-                outcome.case.family.clone(),
-                outcome.case.action().to_owned(),
-            );
+            let key = (outcome.case.family.clone(), outcome.case.action().to_owned());
             let row = rows.entry(key).or_default();
             row[self.score(outcome) as usize] += 1;
             row[3] += 1;
@@ -86,40 +75,29 @@ impl Report {
     }
 
     fn of(&self, score: Score) -> impl Iterator<Item = &Outcome> {
-        self.outcomes
-            .iter()
-            .filter(move |outcome| self.score(outcome) == score)
+        self.outcomes.iter().filter(move |outcome| self.score(outcome) == score)
     }
 
     /// Cases that are marked as known to be wrong in upstream's tree and passed there.
     fn better_than_known(&self) -> impl Iterator<Item = &Outcome> {
-        self.of(Score::Passed)
-            .filter(|outcome| self.side == Side::Upstream && outcome.case.upstream.is_some())
+        self.of(Score::Passed).filter(|outcome| self.side == Side::Upstream && outcome.case.upstream.is_some())
     }
 
     fn totals(&self) -> [usize; 4] {
-        let [passed, known, failed] =
-            [Score::Passed, Score::KnownWrong, Score::Failed].map(|score| self.count(score));
+        let [passed, known, failed] = [Score::Passed, Score::KnownWrong, Score::Failed].map(|score| self.count(score));
         [passed, known, failed, self.outcomes.len()]
     }
 
     /// The same as a Markdown document.
     pub fn markdown(&self) -> String {
-        let mut text = String::from(
-            "| family | action | passed | known wrong | failed | total |\n|---|---|--:|--:|--:|--:|\n",
-        );
+        let mut text =
+            String::from("| family | action | passed | known wrong | failed | total |\n|---|---|--:|--:|--:|--:|\n");
         for ((family, action), [passed, known, failed, total]) in self.rows() {
-            let _ = writeln!(
-                text,
-                "| {family} | `{action}` | {passed} | {known} | {failed} | {total} |"
-            );
+            let _ = writeln!(text, "| {family} | `{action}` | {passed} | {known} | {failed} | {total} |");
         }
         let [passed, known, failed, total] = self.totals();
         let _ = writeln!(text, "| | all | {passed} | {known} | {failed} | {total} |");
-        for (score, title) in [
-            (Score::Failed, "Failed"),
-            (Score::KnownWrong, "Known to be wrong"),
-        ] {
+        for (score, title) in [(Score::Failed, "Failed"), (Score::KnownWrong, "Known to be wrong")] {
             if self.count(score) == 0 {
                 continue;
             }
@@ -141,20 +119,12 @@ const SHOWN: usize = 400;
 
 /// What differs, each in one line that can be read.
 fn lines(verdict: &Verdict) -> Vec<String> {
-    let line = |difference: &String| {
-        difference
-            .replace('\n', " / ")
-            .chars()
-            .take(SHOWN)
-            .collect()
-    };
+    let line = |difference: &String| difference.replace('\n', " / ").chars().take(SHOWN).collect();
     verdict.differences.iter().map(line).collect()
 }
 
 fn write_lines(f: &mut Formatter<'_>, verdict: &Verdict) -> fmt::Result {
-    lines(verdict)
-        .iter()
-        .try_for_each(|line| writeln!(f, "    - {line}"))
+    lines(verdict).iter().try_for_each(|line| writeln!(f, "    - {line}"))
 }
 
 impl Display for Report {
@@ -167,12 +137,7 @@ impl Display for Report {
             writeln!(f, "passes, though marked as wrong: {}", outcome.case.id())?;
         }
         for outcome in self.of(Score::Failed) {
-            writeln!(
-                f,
-                "FAILED {} ({} ms)",
-                outcome.case.id(),
-                outcome.verdict.wall_ms
-            )?;
+            writeln!(f, "FAILED {} ({} ms)", outcome.case.id(), outcome.verdict.wall_ms)?;
             writeln!(f, "    {}", outcome.case.why)?;
             write_lines(f, &outcome.verdict)?;
             if self.verbose {
@@ -187,17 +152,10 @@ impl Display for Report {
             "family", "action", "passed", "known wrong", "failed", "total"
         )?;
         for ((family, action), [passed, known, failed, total]) in self.rows() {
-            writeln!(
-                f,
-                "{family:<10} {action:<26} {passed:>7} {known:>12} {failed:>7} {total:>6}"
-            )?;
+            writeln!(f, "{family:<10} {action:<26} {passed:>7} {known:>12} {failed:>7} {total:>6}")?;
         }
         let [passed, known, failed, total] = self.totals();
-        writeln!(
-            f,
-            "{:<10} {:<26} {passed:>7} {known:>12} {failed:>7} {total:>6}\n",
-            "", "all"
-        )?;
+        writeln!(f, "{:<10} {:<26} {passed:>7} {known:>12} {failed:>7} {total:>6}\n", "", "all")?;
         writeln!(f, "{passed} passed, {failed} failed")
     }
 }

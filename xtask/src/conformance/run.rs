@@ -34,9 +34,7 @@ pub fn case(case: &Case, tree: &Tree, ssh: Option<&Sshd>) -> Verdict {
     let mut verdict = Verdict::default();
     if let Err(error) = steps(case, tree, ssh, &mut verdict) {
         verdict.broken = true;
-        verdict
-            .differences
-            .push(format!("The kit cannot run this: {error:#}"));
+        verdict.differences.push(format!("The kit cannot run this: {error:#}"));
     }
     verdict
 }
@@ -53,33 +51,17 @@ fn steps(case: &Case, tree: &Tree, ssh: Option<&Sshd>, verdict: &mut Verdict) ->
     let mut before = first.clone();
     for (number, call) in case.calls.iter().enumerate() {
         if !sandbox.entry(call).exists() {
-            verdict
-                .differences
-                .push(format!("There is no {}", call.action));
+            verdict.differences.push(format!("There is no {}", call.action));
             return Ok(());
         }
         let ran = one(call, &sandbox, &vars, server.as_ref())?;
         verdict.stderr = String::from_utf8_lossy(&ran.stderr).into_owned();
         verdict.wall_ms += ran.wall.as_millis();
-        let evidence = Evidence {
-            ran: &ran,
-            first: &first,
-            before: &before,
-            root: &root,
-            http: server.as_ref(),
-        };
+        let evidence = Evidence { ran: &ran, first: &first, before: &before, root: &root, http: server.as_ref() };
         let differences = expect::check(call, &evidence, &mut vars);
         if !differences.is_empty() {
-            let which = if case.calls.len() > 1 {
-                format!("Call {}: ", number + 1)
-            } else {
-                String::new()
-            };
-            verdict.differences.extend(
-                differences
-                    .into_iter()
-                    .map(|difference| which.clone() + &difference),
-            );
+            let which = if case.calls.len() > 1 { format!("Call {}: ", number + 1) } else { String::new() };
+            verdict.differences.extend(differences.into_iter().map(|difference| which.clone() + &difference));
             return Ok(());
         }
         before = Snapshot::take(&root)?;
@@ -103,31 +85,19 @@ fn serve(routes: &[Route], vars: &mut Vars) -> Result<Option<Server>> {
     Ok(Some(server))
 }
 
-fn one(
-    call: &Call,
-    sandbox: &Sandbox,
-    vars: &Vars,
-    server: Option<&Server>,
-) -> Result<process::Ran> {
+fn one(call: &Call, sandbox: &Sandbox, vars: &Vars, server: Option<&Server>) -> Result<process::Ran> {
     let program = sandbox.entry(call);
     let mut env = sandbox.env().to_vec();
     for (name, value) in &call.env {
         env.push((name.clone(), vars.text(value)?));
     }
-    let filled = call
-        .kill
-        .as_ref()
-        .and_then(|kill| kill.when_filled.as_deref());
-    let filled = filled
-        .map(|dir| vars.text(dir))
-        .transpose()?
-        .map(|dir| clean(&dir));
+    let filled = call.kill.as_ref().and_then(|kill| kill.when_filled.as_deref());
+    let filled = filled.map(|dir| vars.text(dir)).transpose()?.map(|dir| clean(&dir));
     let due = std::cell::Cell::new(None);
     let condition = |now: Duration| {
         let Some(kill) = &call.kill else { return false };
         let requested = kill.when_requested.as_ref();
-        let asked =
-            requested.is_none_or(|path| server.is_some_and(|server| server.count("GET", path) > 0));
+        let asked = requested.is_none_or(|path| server.is_some_and(|server| server.count("GET", path) > 0));
         if due.get().is_none() && asked && filled.as_deref().is_none_or(has_entry) {
             due.set(Some(now + Duration::from_millis(kill.after_ms)));
         }

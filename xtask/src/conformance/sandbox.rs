@@ -46,38 +46,19 @@ impl Sandbox {
         let dir = tempfile::Builder::new().prefix("kit-").tempdir()?;
         // The system's temporary directory may be a link; drivers compare canonical names.
         let root = dir.path().canonicalize()?;
-        for name in [
-            "one/var/datastores",
-            "one/etc",
-            "one/lib/sh",
-            "work",
-            "staging",
-            "tmp",
-            "home",
-            "bin",
-            "oned",
-        ] {
+        for name in ["one/var/datastores", "one/etc", "one/lib/sh", "work", "staging", "tmp", "home", "bin", "oned"] {
             fs::create_dir_all(root.join(name))?;
         }
         let remotes = root.join("one/var/remotes");
         farm(&tree.drivers, &remotes, false)?;
         for (name, text) in &case.conf {
             let file = remotes.join("etc").join(name);
-            fs::create_dir_all(
-                file.parent()
-                    .context("A configuration file without a directory")?,
-            )?;
-            let mut file = fs::OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(file)?;
+            fs::create_dir_all(file.parent().context("A configuration file without a directory")?)?;
+            let mut file = fs::OpenOptions::new().append(true).create(true).open(file)?;
             write!(file, "\n{text}\n")?;
         }
         library(tree, &root.join("one/lib"))?;
-        let sandbox = Self {
-            env: environment(&root, tree),
-            dir,
-        };
+        let sandbox = Self { env: environment(&root, tree), dir };
         sandbox.oned(case)?;
         if let Some(ssh) = ssh {
             ssh.install(&root.join("bin"), &root.join("home"))?;
@@ -87,10 +68,7 @@ impl Sandbox {
 
     /// The root directory, canonical.
     pub fn root(&self) -> PathBuf {
-        self.dir
-            .path()
-            .canonicalize()
-            .unwrap_or_else(|_| self.dir.path().to_owned())
+        self.dir.path().canonicalize().unwrap_or_else(|_| self.dir.path().to_owned())
     }
 
     /// The path under which the call's driver is started.
@@ -112,14 +90,8 @@ impl Sandbox {
         vars.set("one", text(root.join("one")));
         vars.set("var", text(root.join("one/var")));
         // The double slash is what oned sends.
-        vars.set(
-            "base",
-            format!("{}//datastores/100", root.join("one/var").display()),
-        );
-        vars.set(
-            "datastores",
-            format!("{}//datastores", root.join("one/var").display()),
-        );
+        vars.set("base", format!("{}//datastores/100", root.join("one/var").display()));
+        vars.set("datastores", format!("{}//datastores", root.join("one/var").display()));
         for name in ["work", "staging", "tmp", "home"] {
             vars.set(name, text(root.join(name)));
         }
@@ -132,21 +104,15 @@ impl Sandbox {
         let oned = root.join("oned");
         let vars = self.vars();
         hosts(&case.hosts, &oned)?;
-        fs::write(
-            oned.join("datastorepool.xml"),
-            "<DATASTORE_POOL></DATASTORE_POOL>\n",
-        )?;
+        fs::write(oned.join("datastorepool.xml"), "<DATASTORE_POOL></DATASTORE_POOL>\n")?;
         for (name, text) in &case.oned {
             let file = oned.join(name);
             fs::create_dir_all(file.parent().context("An object without a directory")?)?;
             fs::write(file, vars.text(text)?)?;
         }
-        for (command, kind) in [
-            ("onevm", "vm"),
-            ("onedatastore", "datastore"),
-            ("onehost", "host"),
-            ("oneimage", "image"),
-        ] {
+        for (command, kind) in
+            [("onevm", "vm"), ("onedatastore", "datastore"), ("onehost", "host"), ("oneimage", "image")]
+        {
             let file = root.join("bin").join(command);
             fs::write(&file, stand_in(kind, &oned))?;
             fs::set_permissions(file, fs::Permissions::from_mode(0o755))?;
@@ -178,10 +144,7 @@ fn hosts(states: &BTreeMap<String, String>, oned: &Path) -> Result<()> {
             Some("dsbl") => 4,
             Some(_) => 8,
         };
-        write!(
-            pool,
-            "<HOST><ID>{id}</ID><NAME>{name}</NAME><STATE>{number}</STATE></HOST>"
-        )?;
+        write!(pool, "<HOST><ID>{id}</ID><NAME>{name}</NAME><STATE>{number}</STATE></HOST>")?;
         if let Some(state) = state {
             writeln!(csv, "{name},{state}")?;
         }
@@ -202,13 +165,7 @@ fn environment(root: &Path, tree: &Tree) -> Vec<(String, String)> {
         ("LOGNAME", "oneadmin".to_owned()),
         ("LANG", "C.UTF-8".to_owned()),
         ("SHLVL", "0".to_owned()),
-        (
-            "PATH",
-            format!(
-                "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                at("bin")
-            ),
-        ),
+        ("PATH", format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", at("bin"))),
         ("PWD", at("one/var")),
         ("TMPDIR", at("tmp")),
         ("SSH", at("bin/ssh")),

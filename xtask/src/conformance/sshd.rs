@@ -85,10 +85,7 @@ impl Sshd {
     pub fn install(&self, bin: &Path, home: &Path) -> Result<()> {
         let config = self.dir.path().join("config");
         for name in ["ssh", "scp"] {
-            let text = format!(
-                "#!/bin/sh\nexec /usr/bin/{name} -F '{}' \"$@\"\n",
-                config.display()
-            );
+            let text = format!("#!/bin/sh\nexec /usr/bin/{name} -F '{}' \"$@\"\n", config.display());
             fs::write(bin.join(name), text)?;
             fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755))?;
         }
@@ -110,9 +107,5 @@ impl Drop for Sshd {
 
 fn program() -> Result<PathBuf> {
     let known = ["/usr/sbin/sshd", "/sbin/sshd", "/usr/local/sbin/sshd"];
-    known
-        .iter()
-        .map(PathBuf::from)
-        .find(|path| path.exists())
-        .context("OpenSSH's server is not installed")
+    known.iter().map(PathBuf::from).find(|path| path.exists()).context("OpenSSH's server is not installed")
 }

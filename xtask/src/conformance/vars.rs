@@ -55,13 +55,8 @@ fn digest(text: &str) -> Result<Option<(usize, usize, String)>> {
             continue;
         };
         let path = Path::new(&text[start + prefix.len()..start + length]);
-        let bytes =
-            std::fs::read(path).with_context(|| format!("Cannot read {}", path.display()))?;
-        let digest = if sha1 {
-            hex(&sha1::Sha1::digest(bytes))
-        } else {
-            hex(&md5::Md5::digest(bytes))
-        };
+        let bytes = std::fs::read(path).with_context(|| format!("Cannot read {}", path.display()))?;
+        let digest = if sha1 { hex(&sha1::Sha1::digest(bytes)) } else { hex(&md5::Md5::digest(bytes)) };
         return Ok(Some((start, start + length + 1, digest)));
     }
     Ok(None)
