@@ -510,12 +510,14 @@ fn streams_are_received_alike() {
 #[test]
 fn files_are_received_in_process() {
     let temp = tempfile::tempdir().expect("temp");
-    let file = File::open("/proc/self/comm").expect("comm");
+    let source = temp.path().join("source");
+    fs::write(&source, vec![7; 70_000]).expect("source");
+    let file = File::open(&source).expect("source");
     let io = Io { input: Some(Input::File(&file)), ..Io::default() };
     let path = temp.path().join("r");
     let script = Script::from(Op::Receive { path: path.clone(), sparse: Sparse::Allocate });
     interpret::run(&script, io, &Programs::default(), &control()).expect("runs");
-    assert_eq!(fs::read(path).expect("made"), fs::read("/proc/self/comm").expect("comm"));
+    assert_eq!(fs::read(path).expect("made"), fs::read(source).expect("source"));
     let again = Script::from(Op::Receive { path: temp.path().join("s"), sparse: Sparse::Allocate });
     let error = interpret::run(&again, Io::default(), &Programs::default(), &control()).expect_err("no input");
     assert!(error.to_string().ends_with("There is no input"), "{error}");

@@ -27,6 +27,8 @@ STEPS=(
     labs
     release
     installer
+    conformance
+    demo
 )
 
 # What the steps need from outside, nothing if it is there.
@@ -87,6 +89,24 @@ installer() {
     # Alone (`tests/run.sh installer`) it builds what it needs.
     [[ -n $RELEASE ]] || release || return 1
     ONESTORE_BIN=$RELEASE tests/install.sh
+}
+
+# Our tree, installed as on a front-end, against the cases that judge any tree.
+conformance() {
+    [[ -n $RELEASE ]] || release || return 1
+    local one status
+    one=$(mktemp -d) || return 1
+    mkdir -p "$one/var/remotes"/{datastore,tm}
+    ./install.sh --one-location "$one" --binary "$RELEASE" >/dev/null &&
+        cargo run --quiet --locked --package xtask -- conformance --drivers "$one/var/remotes" --ours --jobs 2
+    status=$?
+    rm -rf -- "$one"
+    return "$status"
+}
+
+demo() {
+    [[ -n $RELEASE ]] || release || return 1
+    ONESTORE_BIN=$RELEASE tests/demo.sh >/dev/null
 }
 
 # -------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ use super::process::{self, ProcessIo, Programs, Spawn, Stdout};
 pub enum Input<'a> {
     /// A stream. A read that is under way is waited for, also when the script is cancelled.
     Stream(&'a mut (dyn Read + Send)),
-    /// A file, from its present position.
+    /// A regular file or block device, all of it: its blocks are shared where the file system can.
     File(&'a File),
 }
 

@@ -1,31 +1,36 @@
 //! Chores of the repository: `cargo xtask <chore>`.
 
 mod bench;
+mod conformance;
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// One chore: its name, what it does, and its function, which gets the words after the name.
-type Chore = (&'static str, &'static str, fn(Vec<OsString>) -> anyhow::Result<ExitCode>);
+use clap::{Parser, Subcommand};
 
-const CHORES: &[Chore] =
-    &[("bench", "Measure a driver tree against budgets, plain tools and another tree", bench::main)];
+/// The command line.
+#[derive(Parser)]
+#[command(name = "xtask", about = "Chores of this repository")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+/// The table of chores.
+#[derive(Subcommand)]
+enum Chore {
+    /// Measure a driver tree against budgets, plain tools and another tree
+    Bench(bench::Options),
+    /// Judge a tree of OpenNebula storage drivers against the cases in tests/conformance
+    Conformance(conformance::Args),
+}
 
 fn main() -> ExitCode {
-    let mut words = std::env::args_os().skip(1);
-    let name = words.next().unwrap_or_default();
-    let Some((_, _, chore)) = CHORES.iter().find(|(known, ..)| name == *known) else {
-        eprintln!("Usage: cargo xtask CHORE [--help]\n");
-        for (name, what, _) in CHORES {
-            eprintln!("  {name:<12} {what}");
-        }
-        return ExitCode::from(2);
+    let result = match Cli::parse().chore {
+        Chore::Bench(options) => bench::run(options),
+        Chore::Conformance(args) => conformance::run(&args),
     };
-    match chore(words.collect()) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("xtask: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::from(2)
+    })
 }

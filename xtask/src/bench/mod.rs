@@ -19,14 +19,12 @@ mod stop;
 mod subject;
 mod xfs;
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Parser;
 
 use self::job::Runner;
 use self::lab::{Ground, Lab, Tree, Who};
@@ -36,9 +34,8 @@ use self::stop::Stop;
 use self::subject::{Class, SUBJECTS, Subject};
 
 /// Measures driver calls; prints tables.
-#[derive(Debug, Parser)]
-#[command(name = "cargo xtask bench")]
-struct Options {
+#[derive(Debug, clap::Args)]
+pub struct Options {
     /// The driver tree (a `remotes` directory) to measure, instead of one laid out from the release binary
     #[arg(long, value_name = "DIR")]
     drivers: Option<PathBuf>,
@@ -86,14 +83,7 @@ impl Options {
 ///
 /// # Errors
 /// Nothing to measure; the work directory cannot be used; a signal asked for the end.
-pub fn main(words: Vec<OsString>) -> Result<ExitCode> {
-    let options = match Options::try_parse_from(std::iter::once(OsString::from("bench")).chain(words)) {
-        Ok(options) => options,
-        Err(error) => {
-            let _ = error.print();
-            return Ok(ExitCode::from(if error.use_stderr() { 2 } else { 0 }));
-        }
-    };
+pub fn run(options: Options) -> Result<ExitCode> {
     let rows = measure_all(&options)?;
     let tables = report::tables(&rows);
     print!("{tables}");

@@ -1,0 +1,138 @@
+//! A small web server on loopback: the routes of one case, and a log of what was asked for.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::case::{self, Route};
+
+/// Bytes sent between two pauses.
+const CHUNK: usize = 64 << 10;
+
+/// A running server. It stops when this is dropped.
+pub struct Server {
+    shared: Arc<Shared>,
+    /// `http://127.0.0.1:PORT`.
+    pub url: String,
+}
+
+struct Shared {
+    routes: HashMap<String, Route>,
+    log: Mutex<Vec<(String, String)>>,
+    stop: AtomicBool,
+}
+
+impl Server {
+    /// Serves these routes, whose file names are final.
+    pub fn start(routes: Vec<Route>) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").context("Cannot start the web server")?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let routes = routes.into_iter().map(|route| (route.path.clone(), route)).collect();
+        let shared = Arc::new(Shared { routes, log: Mutex::default(), stop: AtomicBool::new(false) });
+        let server = Self { shared: Arc::clone(&shared), url };
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if shared.stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let (Ok(stream), shared) = (stream, Arc::clone(&shared)) else {
+                    continue;
+                };
+                // A client that goes away is none of the server's business.
+                std::thread::spawn(move || drop(serve(stream, &shared)));
+            }
+        });
+        Ok(server)
+    }
+
+    /// How often `method` was used on `path`.
+    pub fn count(&self, method: &str, path: &str) -> usize {
+        let log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.iter().filter(|(m, p)| m == method && p == path).count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        // Wakes the thread that waits for connections.
+        let _ = TcpStream::connect(self.url.trim_start_matches("http://"));
+    }
+}
+
+/// One request per connection.
+fn serve(mut stream: TcpStream, shared: &Shared) -> Result<()> {
+    let (method, path, from) = request(&stream)?;
+    shared.log.lock().unwrap_or_else(PoisonError::into_inner).push((method.clone(), path.clone()));
+    let Some(route) = shared.routes.get(&path) else {
+        return Ok(write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?);
+    };
+    if let Some(place) = &route.redirect {
+        let head = "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nConnection: close\r\nLocation:";
+        return Ok(write!(stream, "{head} {place}\r\n\r\n")?);
+    }
+    if let Some(status) = route.status {
+        return Ok(write!(stream, "HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?);
+    }
+    let mut file = File::open(route.file.as_deref().context("A route without a file")?)?;
+    let size = file.metadata()?.len();
+    let from = from.filter(|from| *from < size);
+    let start = from.unwrap_or(0);
+    file.seek(SeekFrom::Start(start))?;
+    match from {
+        Some(_) => write!(stream, "HTTP/1.1 206 Partial\r\nContent-Range: bytes {start}-{}/{size}\r\n", size - 1)?,
+        None => write!(stream, "HTTP/1.1 200 OK\r\nAccept-Ranges: bytes\r\n")?,
+    }
+    if !route.no_length {
+        write!(stream, "Content-Length: {}\r\n", size - start)?;
+    }
+    write!(stream, "Content-Type: application/octet-stream\r\nConnection: close\r\n\r\n")?;
+    if method != "HEAD" {
+        body(&mut stream, file, route)?;
+    }
+    stream.flush()?;
+    Ok(stream.shutdown(Shutdown::Write)?)
+}
+
+fn body(stream: &mut TcpStream, file: File, route: &Route) -> Result<()> {
+    let limit = route.truncate.as_deref().map(case::bytes).transpose()?.unwrap_or(u64::MAX);
+    let mut file = file.take(limit);
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let got = file.read(&mut chunk)?;
+        if got == 0 {
+            return Ok(());
+        }
+        stream.write_all(&chunk[..got])?;
+        if route.pause_ms > 0 {
+            stream.flush()?;
+            std::thread::sleep(Duration::from_millis(route.pause_ms));
+        }
+    }
+}
+
+/// Method, path and the start of the wanted range.
+fn request(stream: &TcpStream) -> Result<(String, String, Option<u64>)> {
+    let mut lines = BufReader::new(stream).lines();
+    let first = lines.next().context("An empty request")??;
+    let mut words = first.split(' ');
+    let method = words.next().unwrap_or_default().to_owned();
+    let path = words.next().unwrap_or_default().to_owned();
+    let mut from = None;
+    for line in lines {
+        let line = line?;
+        if line.is_empty() {
+            break;
+        }
+        if let Some(range) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
+            from = range.split('-').next().and_then(|start| start.parse().ok());
+        }
+    }
+    Ok((method, path, from))
+}
