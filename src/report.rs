@@ -5,9 +5,9 @@
 
 use std::fmt;
 use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::exec::control::Stopped;
 
@@ -130,6 +130,21 @@ impl Log {
             let _ = writeln!(io::stderr(), "{level}: {}: {text}", self.action);
         }
         self.record(level, &text);
+    }
+
+    /// How often progress is worth telling: twice a second to a person, twice a minute to a log.
+    #[must_use]
+    pub fn progress_interval(&self) -> Duration {
+        if io::stderr().is_terminal() { Duration::from_millis(500) } else { Duration::from_secs(30) }
+    }
+
+    /// Tells how far something has come: in place to a person, as a line to a log.
+    pub fn progress(&self, text: &str) {
+        if self.quiet || !io::stderr().is_terminal() {
+            return self.say(Level::Info, text);
+        }
+        // To the beginning of the line, and the line cleared: the next text stands over it.
+        let _ = write!(io::stderr(), "\r{}: {}\x1b[K\r", self.action, clean(text));
     }
 
     /// The one plain line of a failure.

@@ -7,6 +7,7 @@
 //! - [`size`]: how large an image will be, for the `stat` of a datastore.
 //! - [`source`]: files of this machine that users name, and which they may.
 //! - [`http`], [`proxy`]: downloads.
+//! - [`progress`]: how far a stream has come.
 //! - [`helper`]: downloads by upstream's program, for schemes that we do not serve.
 //! - [`rate`], [`digest`], [`decode`]: the stages of an import: how fast, whether it is the right one, what is inside.
 
@@ -17,6 +18,7 @@ pub mod helper;
 pub mod http;
 pub mod import;
 mod overlap;
+pub mod progress;
 pub mod proxy;
 pub mod rate;
 pub mod size;

@@ -25,6 +25,7 @@ use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
 use crate::transfer::helper::Helper;
 use crate::transfer::import::{self, Incoming};
+use crate::transfer::progress::Progress;
 use crate::transfer::rate::Rate;
 use crate::transfer::{digest, http, size, source};
 
@@ -190,7 +191,11 @@ fn receive(cx: &Cx<'_>, place: &Place, datastore: &Datastore, mut incoming: Inco
     let what = format!("Write {} to a staging file{how}", to.shown);
     let feed = match incoming.plain_file.take() {
         Some(file) => Feed::File(file),
-        None => Feed::Stream(Box::new(incoming)),
+        None => {
+            let (log, total) = (cx.log.clone(), incoming.image_len());
+            let tell = Box::new(move |line: &str| log.progress(line));
+            Feed::Stream(Box::new(Progress::new(incoming, total, cx.log.progress_interval(), tell)))
+        }
     };
     let staging_dir = datastore.template.staging_dir.trimmed().filter(|_| place.bridge.is_some());
     let Some(staging_dir) = staging_dir else {
