@@ -148,7 +148,12 @@ fn complain(error: &anyhow::Error) -> ExitCode {
 /// The verbs that only print.
 fn print(verb: Verb) -> Result<()> {
     let text = match verb {
-        Verb::Explain { kind, call, json } => {
+        Verb::Explain { kind, mut call, mut json } => {
+            // Everything behind the action's name is an argument of it; no action has this one.
+            if call.args.last().is_some_and(|last| last == "--json") {
+                call.args.pop();
+                json = true;
+            }
             let explanation = dispatch::explain(&invocation(&kind, call)?)?;
             if json { format!("{}\n", serde_json::to_string_pretty(&explanation)?) } else { explanation.to_string() }
         }

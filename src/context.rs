@@ -153,10 +153,16 @@ impl<'a> Cx<'a> {
     /// Another action held it for ten minutes, or the lock file cannot be made.
     pub fn lock(&self, name: &str) -> Result<()> {
         if self.is_real() {
-            let lock = LockDir::from_env().take(name, LOCK_WAIT, &self.control)?;
+            let locks = LockDir::from_env().owned_like(&self.layout.var);
+            let lock = locks.take(name, LOCK_WAIT, &self.control)?;
             self.locks.borrow_mut().push(lock);
         }
         Ok(())
+    }
+
+    /// Adds what takes a step back; see [`Executor::on_failure`].
+    pub fn on_failure(&self, step: Step) {
+        self.executor.on_failure(step);
     }
 
     /// Leaves a step for when the reply is delivered; see [`Executor::after`].

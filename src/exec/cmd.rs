@@ -49,6 +49,8 @@ pub struct Limits {
     pub address_space: Option<u64>,
     /// Bytes a written file may grow to (`RLIMIT_FSIZE`).
     pub file_size: Option<u64>,
+    /// Seconds until it is killed, for programs that may wait for ever (`timeout(1)`).
+    pub wall_seconds: Option<u64>,
 }
 
 /// One external command.

@@ -14,7 +14,7 @@ use md5::{Digest, Md5};
 use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::control::Control;
+use super::control::{Cancel, Control};
 use super::op::{FileKind, READ_LIMIT, Space, Sparse, Stat};
 use super::staging;
 use crate::transfer::copy;
@@ -73,10 +73,8 @@ pub fn read_link(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 pub fn list(path: &Path) -> io::Result<Option<Vec<OsString>>> {
-    if absent(fs::metadata(path))?.is_none() {
-        return Ok(None);
-    }
-    fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>().map(Some)
+    let Some(entries) = absent(fs::read_dir(path))? else { return Ok(None) };
+    entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>().map(Some)
 }
 
 pub fn read(path: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {
@@ -259,10 +257,14 @@ pub fn remove_dir_if_empty(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A name beside `path` that nobody uses. It begins with a dot, so that no listing of images shows it.
+/// A name beside `path` that nobody uses. It begins with a dot, so that no listing of images shows it; beside a staging
+/// file it is one of the same owner, so that it goes with the others when the owner dies.
 fn temp_name(path: &Path) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    if let Some(temp) = staging::beside(path, count) {
+        return temp;
+    }
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
     dir_of(path).join(format!(".onestore.{:x}-{count:x}-{time:x}", std::process::id()))
 }
@@ -419,6 +421,11 @@ pub fn sweep(staging: &Path, dead: &[OsString]) {
         let path = staging.join(name);
         let Some(to) = staging::final_of(&path) else { continue };
         let Some(inode) = identity(&path) else { continue };
+        if path.is_dir() && !path.is_symlink() {
+            // Snapshots on their way out.
+            let _ = remove(&path, true, false, &Control::new(Cancel::new()));
+            continue;
+        }
         let published = identity(&to) == Some(inode);
         if !published || fs::remove_file(&to).and_then(|()| sync_dirs(&[&to])).is_ok() {
             let _ = fs::remove_file(&path);

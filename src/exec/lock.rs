@@ -7,7 +7,7 @@
 use std::env;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,25 +22,36 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The directory that locks are in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LockDir(PathBuf);
+pub struct LockDir {
+    path: PathBuf,
+    /// Whose owner root gives to what it makes.
+    like: Option<PathBuf>,
+}
 
 impl LockDir {
     /// `/var/lock/one`, or what [`VARIABLE`] says.
     #[must_use]
     pub fn from_env() -> Self {
         let set = env::var_os(VARIABLE).filter(|value| !value.is_empty());
-        Self(set.map_or_else(|| PathBuf::from("/var/lock/one"), PathBuf::from))
+        Self::at(set.map_or_else(|| PathBuf::from("/var/lock/one"), PathBuf::from))
     }
 
     /// This directory.
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self(path.into())
+        Self { path: path.into(), like: None }
+    }
+
+    /// Run by root, gives what it makes the owner of `like`: the cloud's administrator has to take the same locks.
+    #[must_use]
+    pub fn owned_like(mut self, like: impl Into<PathBuf>) -> Self {
+        self.like = Some(like.into());
+        self
     }
 
     /// The file of a lock.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
-        self.0.join(file_name(name))
+        self.path.join(file_name(name))
     }
 
     /// Takes a lock, waiting for at most `wait`.
@@ -69,8 +80,17 @@ impl LockDir {
 
     /// Modes as under upstream's umask of 0027.
     fn open(&self, path: &Path) -> io::Result<File> {
-        DirBuilder::new().recursive(true).mode(0o750).create(&self.0)?;
-        OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+        let made = [self.path.as_path(), path].map(|path| !path.exists());
+        DirBuilder::new().recursive(true).mode(0o750).create(&self.path)?;
+        let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+        if let Some(owner) = self.like.as_ref().filter(|_| rustix::process::geteuid().is_root())
+            && let Ok(owner) = std::fs::metadata(owner)
+        {
+            for path in [self.path.as_path(), path].iter().zip(made).filter_map(|(path, made)| made.then_some(path)) {
+                std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))?;
+            }
+        }
+        Ok(file)
     }
 }
 

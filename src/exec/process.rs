@@ -156,7 +156,8 @@ impl Programs {
     fn found_argv(&self, cmd: &Cmd) -> Result<Vec<OsString>, Missing> {
         let mut argv = limits_argv(cmd.limits);
         if let Some(first) = argv.first_mut() {
-            *first = self.find("prlimit")?.remove(0);
+            let name = first.to_string_lossy().into_owned();
+            *first = self.find(&name)?.remove(0);
         }
         let found = self.find(&cmd.program)?;
         if cmd.sudo {
@@ -176,10 +177,14 @@ fn limits_argv(limits: Limits) -> Vec<OsString> {
     let options = [("cpu", limits.cpu_seconds), ("as", limits.address_space), ("fsize", limits.file_size)];
     let options = options.iter().filter_map(|(name, value)| value.map(|value| format!("--{name}={value}").into()));
     let options: Vec<OsString> = options.collect();
-    if options.is_empty() {
-        return options;
+    let mut argv = Vec::new();
+    if !options.is_empty() {
+        argv = [vec!["prlimit".into()], options, vec!["--".into()]].concat();
     }
-    [vec!["prlimit".into()], options, vec!["--".into()]].concat()
+    if let Some(seconds) = limits.wall_seconds {
+        argv.extend(["timeout".into(), "-s".into(), "KILL".into(), format!("{seconds}s").into()]);
+    }
+    argv
 }
 
 /// A program that is not installed.

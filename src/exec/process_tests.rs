@@ -181,7 +181,8 @@ fn a_panicking_writer_leaves_no_child() {
 
 #[test]
 fn limits_hold() {
-    let limits = Limits { cpu_seconds: Some(7), address_space: Some(1 << 30), file_size: Some(4096) };
+    let limits =
+        Limits { cpu_seconds: Some(7), address_space: Some(1 << 30), file_size: Some(4096), wall_seconds: None };
     let cmd = Cmd::new("sh").args(["-c", "ulimit -t; ulimit -v; ulimit -f"]).limits(limits);
     let done = run(&Spawn::of(&cmd, &Programs::default()).expect("sh"), ProcessIo::of(&cmd), &control());
     assert_eq!(done.expect("runs").stdout, b"7\n1048576\n8\n");

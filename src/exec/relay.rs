@@ -63,10 +63,12 @@ impl Read for Relay {
 }
 
 impl Drop for Relay {
-    /// The thread's next write fails, and so do the programs it has started: nobody outlives us.
+    /// The thread's next write fails, and what it has started ends. It is not waited for: it may not write for long.
     fn drop(&mut self) {
         self.reader = None;
-        let _ = self.join();
+        if self.sender.as_ref().is_some_and(JoinHandle::is_finished) {
+            let _ = self.join();
+        }
     }
 }
 

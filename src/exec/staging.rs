@@ -30,6 +30,8 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use md5::{Digest, Md5};
 
@@ -46,12 +48,16 @@ const SUFFIX: &str = ".part";
 pub struct Owner {
     /// Hash of host name and machine id.
     machine: u32,
-    /// Hash of boot id and process-number name space: process numbers of another boot or container mean nothing.
+    /// Hash of the boot id.
     boot: u32,
+    /// Hash of the process-number name space: numbers of another one mean nothing here.
+    space: u32,
     /// Process number.
     pid: u32,
     /// When it was started, in clock ticks since boot.
     start: u64,
+    /// When it began to work, in seconds since 1970.
+    epoch: u64,
 }
 
 impl Owner {
@@ -60,48 +66,79 @@ impl Owner {
     /// # Errors
     /// When `/proc` cannot be read.
     pub fn me() -> io::Result<Self> {
+        static ME: OnceLock<Owner> = OnceLock::new();
+        if let Some(me) = ME.get() {
+            return Ok(me.clone());
+        }
+        let me = Self::read()?;
+        Ok(ME.get_or_init(|| me).clone())
+    }
+
+    fn read() -> io::Result<Self> {
         let pid = process::id();
         let start = start_of(pid)?.ok_or_else(|| io::Error::other("This process is not in /proc"))?;
         // A machine without an id still has its name, and the other way round.
         let mut machine = rustix::system::uname().nodename().to_bytes().to_vec();
         machine.extend(fs::read("/etc/machine-id").unwrap_or_default());
-        let mut boot = fs::read("/proc/sys/kernel/random/boot_id")?;
-        boot.extend(fs::read_link("/proc/self/ns/pid")?.into_os_string().into_vec());
-        Ok(Self { machine: short(&machine), boot: short(&boot), pid, start })
+        let boot = fs::read("/proc/sys/kernel/random/boot_id")?;
+        let space = fs::read_link("/proc/self/ns/pid")?.into_os_string().into_vec();
+        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Ok(Self { machine: short(&machine), boot: short(&boot), space: short(&space), pid, start, epoch })
     }
 
     /// The owner as it stands in names: hexadecimal and hyphens.
     #[must_use]
     pub fn tag(&self) -> String {
-        format!("{:08x}-{:08x}-{:x}-{:x}", self.machine, self.boot, self.pid, self.start)
+        let Self { machine, boot, space, pid, start, epoch } = self;
+        format!("{machine:08x}-{boot:08x}-{space:08x}-{pid:x}-{start:x}-{epoch:x}")
     }
 
     fn parse(tag: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(tag).ok()?;
         let mut parts = text.split('-');
         let mut next = || parts.next().filter(|part| !part.starts_with('+'));
-        let hex = |part: Option<&str>| u32::from_str_radix(part?, 16).ok();
+        let short = |part: Option<&str>| u32::from_str_radix(part?, 16).ok();
+        let long = |part: Option<&str>| u64::from_str_radix(part?, 16).ok();
         let owner = Self {
-            machine: hex(next())?,
-            boot: hex(next())?,
-            pid: hex(next())?,
-            start: u64::from_str_radix(next()?, 16).ok()?,
+            machine: short(next())?,
+            boot: short(next())?,
+            space: short(next())?,
+            pid: short(next())?,
+            start: long(next())?,
+            epoch: long(next())?,
         };
         // Also refuses further parts and other spellings of the same numbers.
         (owner.tag() == text).then_some(owner)
     }
 
-    /// Whether the process is known to have ended, as `me` can tell: it ran on this machine, and is not there any more.
+    /// Whether the process is known to have ended, as `me` can tell; what cannot be told is taken for alive.
+    ///
+    /// Of this boot and name space: it is not there any more. Of another boot of this machine: it was started before this
+    /// boot, which tells a reboot from a second machine that was cloned with name and id.
     fn is_dead(&self, me: &Self) -> bool {
         if self.machine != me.machine {
             return false;
         }
         if self.boot != me.boot {
-            return true;
+            return boot_time().is_some_and(|boot| self.epoch < boot);
         }
-        // What cannot be read is taken for alive.
-        start_of(self.pid).is_ok_and(|start| start != Some(self.start))
+        self.space == me.space && start_of(self.pid).is_ok_and(|start| start != Some(self.start)) && !hidden(self.pid)
     }
+}
+
+/// When this machine was booted, in seconds since 1970 (`btime` of `proc(5)` stat).
+fn boot_time() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())
+}
+
+/// Whether there is a process of this number although `/proc` does not show it (mount option `hidepid`).
+fn hidden(pid: u32) -> bool {
+    if Path::new(&format!("/proc/{pid}")).exists() {
+        return false;
+    }
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_none_or(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
 /// First bytes of a digest: enough to tell the machines of one cloud apart.
@@ -142,6 +179,15 @@ pub fn staging_path(base: &Path, owner: &Owner, final_name: &OsStr) -> PathBuf {
     name.push(final_name);
     name.push(SUFFIX);
     dir(base).join(name)
+}
+
+/// Another staging file of the owner of `staging`, beside it; `None` where the path is no staging file.
+pub(super) fn beside(staging: &Path, count: u64) -> Option<PathBuf> {
+    let base = staging.parent().filter(|dir| dir.file_name() == Some(OsStr::new(DIR)))?.parent()?;
+    let (owner, final_name) = split(staging.file_name()?)?;
+    let mut name = final_name.to_owned();
+    name.push(format!(".temp{count}"));
+    Some(staging_path(base, &owner, &name))
 }
 
 /// A file that keeps the staging directory while this owner works in it: others remove the directory when it is empty.
@@ -237,7 +283,9 @@ mod tests {
         let me = Owner::me().expect("proc");
         assert!(!me.is_dead(&me));
         assert!(other(&me).is_dead(&me), "another process with the same number");
-        assert!(Owner { boot: !me.boot, ..me.clone() }.is_dead(&me));
+        assert!(Owner { boot: !me.boot, epoch: 0, ..me.clone() }.is_dead(&me), "before a reboot");
+        assert!(!Owner { boot: !me.boot, ..other(&me) }.is_dead(&me), "a cloned machine");
+        assert!(!Owner { space: !me.space, ..other(&me) }.is_dead(&me), "another container");
         assert!(!Owner { machine: !me.machine, ..other(&me) }.is_dead(&me));
         let name =
             |owner: &Owner| staging_path(Path::new("/"), owner, OsStr::new("a")).file_name().map(OsStr::to_owned);

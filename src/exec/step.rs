@@ -51,6 +51,8 @@ pub struct Step {
     pub undo: Script,
     /// What flows into it.
     pub feed: Option<Feed>,
+    /// Whether its failure is only worth a warning.
+    pub best_effort: bool,
 }
 
 impl Step {
@@ -65,6 +67,7 @@ impl Step {
             script: Script::new(ops),
             undo: Script::default(),
             feed: None,
+            best_effort: false,
         }
     }
 
@@ -79,6 +82,13 @@ impl Step {
     #[must_use]
     pub fn or_say(mut self, failure: impl Into<String>) -> Self {
         self.failure = failure.into();
+        self
+    }
+
+    /// Makes its failure a warning.
+    #[must_use]
+    pub fn best_effort(mut self) -> Self {
+        self.best_effort = true;
         self
     }
 
@@ -103,13 +113,17 @@ pub trait Executor {
     /// What failed, under the step's own words.
     fn apply(&self, step: Step) -> anyhow::Result<Vec<Value>>;
 
+    /// Adds what takes a step back from now on, when more is known than before it ran: the step itself does nothing.
+    fn on_failure(&self, step: Step);
+
     /// Leaves a step for [`Executor::commit`].
     fn after(&self, step: Step);
 
     /// Whether steps really happen. For the few places where an answer exists only after a change.
     fn is_real(&self) -> bool;
 
-    /// The reply is delivered: does the steps left for this moment. Then nothing will be taken back any more.
+    /// The reply is delivered: does the steps left for this moment, whatever signal comes. Then nothing will be taken back
+    /// any more.
     ///
     /// # Errors
     /// One of these steps failed; then the whole action has failed and everything is taken back. A staging name that
@@ -139,24 +153,35 @@ impl<'a> Runner<'a> {
     }
 }
 
-impl Executor for Runner<'_> {
-    fn apply(&self, mut step: Step) -> anyhow::Result<Vec<Value>> {
+impl Runner<'_> {
+    fn run(&self, mut step: Step, control: &Control) -> anyhow::Result<Vec<Value>> {
         self.log.say(Level::Debug, &format!("{}: {}", step.host.name(), step.what));
-        self.control.check().with_context(|| step.failure.clone())?;
+        control.check().with_context(|| step.failure.clone())?;
         // Before it runs: a part of it may have to be taken back.
-        if !step.undo.ops.is_empty() {
-            self.undo.borrow_mut().push(Undo {
-                what: step.what.clone(),
-                host: Arc::clone(&step.host),
-                script: step.undo.clone(),
-            });
-        }
+        self.push(&step);
         let input = match &mut step.feed {
             Some(Feed::Stream(reader)) => Some(Input::Stream(reader.as_mut())),
             Some(Feed::File(file)) => Some(Input::File(file)),
             None => None,
         };
-        step.host.run(&step.script, Io { input, ..Io::default() }, &self.control).with_context(|| step.failure.clone())
+        step.host.run(&step.script, Io { input, ..Io::default() }, control).with_context(|| step.failure.clone())
+    }
+
+    fn push(&self, step: &Step) {
+        if !step.undo.ops.is_empty() {
+            let undo = Undo { what: step.what.clone(), host: Arc::clone(&step.host), script: step.undo.clone() };
+            self.undo.borrow_mut().push(undo);
+        }
+    }
+}
+
+impl Executor for Runner<'_> {
+    fn apply(&self, step: Step) -> anyhow::Result<Vec<Value>> {
+        self.run(step, &self.control)
+    }
+
+    fn on_failure(&self, step: Step) {
+        self.push(&step);
     }
 
     fn after(&self, step: Step) {
@@ -169,8 +194,13 @@ impl Executor for Runner<'_> {
 
     fn commit(&self) -> anyhow::Result<()> {
         let steps: Vec<Step> = self.after.borrow_mut().drain(..).collect();
+        let control = Control::only_within(ROLL_BACK_TIME);
         for step in steps {
-            self.apply(step)?;
+            let best_effort = step.best_effort;
+            match self.run(step, &control) {
+                Err(error) if best_effort => self.log.say(Level::Warn, &one_line(&error)),
+                result => drop(result?),
+            }
         }
         self.undo.borrow_mut().clear();
         Ok(())
@@ -235,6 +265,8 @@ impl Executor for Explainer {
         });
         Ok(vec![Value::Unknown; step.script.ops.len()])
     }
+
+    fn on_failure(&self, _step: Step) {}
 
     fn after(&self, step: Step) {
         self.after.borrow_mut().push(step);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::exec::cmd::Cmd;
+use crate::exec::cmd::{Cmd, Limits};
 
 /// Asks whether `source` is mounted at `path`: exit status 0 if so, 1 if not; both are answers.
 #[must_use]
@@ -19,10 +19,13 @@ pub fn list_nfs() -> Cmd {
     Cmd::new("findmnt").args(["--noheadings", "--raw", "--output", "TARGET", "--types", "nfs,nfs4"]).also_ok(1)
 }
 
-/// Mounts an NFS export, given up after 30 seconds: a server that does not answer must not hang an action.
+/// How long a mount may take: a server that does not answer must not hang an action.
+const PATIENCE: Limits = Limits { cpu_seconds: None, address_space: None, file_size: None, wall_seconds: Some(30) };
+
+/// Mounts an NFS export.
 #[must_use]
 pub fn mount(source: &str, options: Option<&str>, path: &Path) -> Cmd {
-    let cmd = Cmd::new("timeout").args(["-s", "KILL", "30s", "sudo", "-n", "mount"]);
+    let cmd = Cmd::new("mount").sudo().limits(PATIENCE);
     let cmd = match options {
         Some(options) => cmd.args(["-o", options]),
         None => cmd,
@@ -30,10 +33,10 @@ pub fn mount(source: &str, options: Option<&str>, path: &Path) -> Cmd {
     cmd.arg(source).arg(path)
 }
 
-/// Unmounts, given up after 30 seconds.
+/// Unmounts.
 #[must_use]
 pub fn umount(path: &Path) -> Cmd {
-    Cmd::new("timeout").args(["-s", "KILL", "30s", "sudo", "-n", "umount"]).arg(path)
+    Cmd::new("umount").sudo().limits(PATIENCE).arg(path)
 }
 
 #[cfg(test)]
@@ -44,7 +47,7 @@ mod tests {
     fn a_mount_is_bounded_in_time() {
         assert_eq!(
             mount("nas:/vol", Some("rw,soft"), Path::new("/ds/1")).to_string(),
-            "timeout -s KILL 30s sudo -n mount -o rw,soft nas:/vol /ds/1"
+            "sudo -n mount -o rw,soft nas:/vol /ds/1"
         );
     }
 }

@@ -46,7 +46,7 @@ pub fn create_overlay(path: &Path, backing: &Path, backing_format: Format<'_>, b
         .arg(backing)
         .arg(path)
         .arg(bytes.to_string())
-        .limits(Limits { cpu_seconds: Some(METADATA_CPU), address_space: Some(ADDRESS_SPACE), file_size: None })
+        .limits(Limits { cpu_seconds: Some(METADATA_CPU), address_space: Some(ADDRESS_SPACE), ..Limits::default() })
 }
 
 /// `qemu-img convert -f FROM -O TO`: a copy in another format, or a chain flattened into one file.
@@ -62,6 +62,7 @@ pub fn convert(from: (&Path, Format<'_>), to: (&Path, Format<'_>), zeroes: Zeroe
         cpu_seconds: Some(DATA_CPU),
         address_space: Some(ADDRESS_SPACE),
         file_size: largest,
+        ..Limits::default()
     })
 }
 
@@ -82,8 +83,15 @@ pub fn rebase(path: &Path, backing: Option<&Path>, backing_format: Format<'_>, k
     Cmd::new("qemu-img").args(args).arg(path).limits(Limits {
         cpu_seconds: Some(DATA_CPU),
         address_space: Some(ADDRESS_SPACE),
-        file_size: None,
+        ..Limits::default()
     })
+}
+
+/// Most bytes that an image of this virtual size may take in any format that we write: its data, 2 % of tables, and
+/// what an empty one needs.
+#[must_use]
+pub fn largest(virtual_size: u64) -> u64 {
+    virtual_size.saturating_add(virtual_size / 50).saturating_add(64 << 20)
 }
 
 #[cfg(test)]

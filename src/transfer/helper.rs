@@ -35,8 +35,8 @@ impl Helper {
     /// location that is more than a plain address: the program hands it to a shell. What goes wrong later is the error of
     /// a read.
     pub(super) fn open(&self, location: &str, scheme: &str, control: &Control) -> Result<Relay, ImportError> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._~:/?#@%&=+,-".contains(c);
-        if !SCHEMES.contains(&scheme) || !location.chars().all(plain) || !self.program.is_file() {
+        let rest = location.split_once("://").map_or("", |(_, rest)| rest);
+        if !SCHEMES.contains(&scheme) || !is_plain(scheme, rest) || !self.program.is_file() {
             return Err(ImportError::Scheme { location: redact(location), scheme: scheme.to_owned() });
         }
         let shown = format!("{} --nodecomp {} -", self.program.display(), redact(location));
@@ -54,6 +54,26 @@ impl Helper {
         });
         relay.map_err(|source| ImportError::Read { location: redact(location), source })
     }
+}
+
+/// Whether what follows the scheme is a plain address. The program puts some of it before a shell unquoted, makes
+/// variables of a query, and gives hosts to ssh as they are: so there are no characters that mean anything to a shell, no
+/// part that begins like an option, and only the queries that the program knows.
+fn is_plain(scheme: &str, rest: &str) -> bool {
+    let (address, query) = rest.split_once('?').map_or((rest, None), |(address, query)| (address, Some(query)));
+    let word = |text: &str, marks: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || marks.contains(c));
+    let known: &[&str] = match scheme {
+        "lxd" => &["size", "filesystem", "format"],
+        "rbd" => &["DS", "CEPH_USER", "CEPH_KEY", "CEPH_CONF"],
+        _ => &[],
+    };
+    let pair = |pair: &str| {
+        pair.split_once('=')
+            .is_some_and(|(key, value)| known.contains(&key) && word(value, "._/-") && !value.starts_with('-'))
+    };
+    word(address, "._:/@+,-")
+        && !address.split(['/', '@', ':', ',']).any(|part| part.starts_with('-'))
+        && query.is_none_or(|query| query.split('&').all(pair))
 }
 
 #[cfg(test)]
@@ -84,8 +104,17 @@ mod tests {
     #[test]
     fn the_program_is_asked_for_the_bytes_as_they_are() {
         let (_dir, helper) = helper("echo \"$* $DRV_ACTION\"");
-        let text = read(&helper, "s3://bucket/a+b?x=1", "s3").expect("a stream");
-        assert_eq!(text, "--nodecomp -- s3://bucket/a+b?x=1 - canary\n");
+        let text = read(&helper, "s3://bucket/a+b", "s3").expect("a stream");
+        assert_eq!(text, "--nodecomp -- s3://bucket/a+b - canary\n");
+        for good in [
+            "ssh://oneadmin@node3:/var/tmp/a.raw",
+            "restic://100/1/0:25f4b298,1:6968545c//var/lib/one/datastores/0/0/backup/disk.0",
+            "rbd://user@ceph1/one/one-7?DS=100&CEPH_USER=one&CEPH_CONF=/etc/ceph/ceph.conf",
+            "lxd://images.example.org/a/rootfs.tar.xz?size=2048&filesystem=ext4&format=raw",
+        ] {
+            let scheme = good.split(':').next().expect("a scheme");
+            assert!(read(&helper, good, scheme).is_ok(), "{good}");
+        }
     }
 
     #[test]
@@ -98,7 +127,21 @@ mod tests {
     #[test]
     fn what_a_shell_might_take_for_more_than_a_name_is_refused() {
         let (_dir, helper) = helper("echo called");
-        for location in ["lxd://x/$(id)", "ssh://h:/a b", "s3://b/'x'", "s3://b/`x`", "s3://b/a;b", "s3://b/a\nb"] {
+        for location in [
+            "lxd://x/$(id)",
+            "ssh://h:/a b",
+            "s3://b/'x'",
+            "s3://b/`x`",
+            "s3://b/a;b",
+            "s3://b/a\nb",
+            "ssh://h&/var/tmp/x:/y",
+            "ssh://-oProxyCommand=x:/y",
+            "ssh://u@-oX:/y",
+            "lxd://x?size=1&PATH=/var/tmp",
+            "lxd://x?size=$(id)",
+            "s3://b/a?x=1",
+            "ssh://h:/~root/x",
+        ] {
             let scheme = location.split(':').next().expect("a scheme");
             assert!(read(&helper, location, scheme).expect_err("refused").contains("is not served"), "{location}");
         }

@@ -26,7 +26,7 @@ enum Chore {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().chore {
-        Chore::Bench(options) => bench::run(options),
+        Chore::Bench(options) => bench::run(&options),
         Chore::Conformance(args) => conformance::run(&args),
     };
     result.unwrap_or_else(|error| {

@@ -11,9 +11,8 @@ use anyhow::{Context as _, Result, bail};
 
 use super::layers::{Layer, Layers};
 use super::nfs;
-use super::place::{NewImage, Place, bridges_on};
+use super::place::{NewImage, Place, bridges_on, in_turn, reach};
 use super::register::{conversion, sparse_of};
-use super::snapshot::staged_limit;
 use crate::context::Cx;
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::host::Host;
@@ -31,6 +30,7 @@ pub fn clone(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let datastore = &request.data.datastore;
     let text = image.path.required().map_err(misuse)?;
     let place = Place::open(cx, datastore, request.id)?;
+    nfs::mount(cx, &place, datastore)?;
     let source = Source::find(cx, request, &place, Path::new(text))?;
     let new = place.new_image(cx, request.id);
     let failure = match &source.bridge {
@@ -39,7 +39,7 @@ pub fn clone(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         }
         _ => format!("Error copying {text} to {}{}", new.path.display(), place.in_host()),
     };
-    let layer = source.current_layer(cx).with_context(|| failure.clone())?;
+    let layer = source.current_layer(cx, image.format.trimmed()).with_context(|| failure.clone())?;
 
     // What is decided.
     let wanted = datastore.template.driver.trimmed();
@@ -48,7 +48,6 @@ pub fn clone(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
 
     // What is done.
     cx.info(format!("Copying image {} to the image repository", place_text(&source, text)));
-    nfs::mount(cx, &place, datastore)?;
     if flatten || (target.is_some() && source.is_on(&place)) {
         if !source.is_on(&place) {
             bail!(
@@ -94,9 +93,12 @@ impl Source {
         let bridges: Vec<&str> = request.data.source_bridge_list.words().collect();
         if !bridges.is_empty() {
             let on = bridges_on(cx, &bridges)?;
-            let turn = usize::try_from(request.id).unwrap_or_default() % on.len().max(1);
-            let name = on.get(turn).copied().unwrap_or_default();
-            return Ok(Self { host: cx.host(name)?, bridge: Some(name.to_owned()), path });
+            if let Some(name) = place.bridge.as_deref().filter(|name| on.contains(name)) {
+                return Ok(Self { host: Arc::clone(&place.host), bridge: Some(name.to_owned()), path });
+            }
+            let question = || vec![Op::Stat { path: path.clone(), follow: true }];
+            let (host, name, _) = reach(cx, in_turn(on, request.id), &question)?;
+            return Ok(Self { host, bridge: Some(name), path });
         }
         let there = cx.ask(&place.host, Op::Stat { path: path.clone(), follow: true })?;
         if place.bridge.is_some() && there.stat().is_none() {
@@ -110,10 +112,10 @@ impl Source {
     }
 
     /// The file that holds the image's current state. It may stand on other files of the image, on nothing else.
-    fn current_layer(&self, cx: &Cx<'_>) -> Result<Layer> {
+    fn current_layer(&self, cx: &Cx<'_>, format: Option<&str>) -> Result<Layer> {
         let base = self.path.parent().unwrap_or(Path::new("/"));
         let files = ImageFiles::new(base, &self.path)?;
-        let layers = Layers::read(cx, &self.host, &files)?;
+        let layers = Layers::read(cx, &self.host, &files, format)?;
         Ok(layers.active().clone())
     }
 }
@@ -148,7 +150,7 @@ fn copy(
 
 /// Converts a layer, with what it stands on, into the new image.
 fn convert(cx: &Cx<'_>, place: &Place, from: &Layer, new: &NewImage, format: &str, failure: &str) -> Result<()> {
-    let largest = from.virtual_size.map(staged_limit);
+    let largest = from.virtual_size.map(qemu_img::largest);
     let mut ops = place.prepare();
     ops.push(Op::Run(qemu_img::convert(
         (&from.path, from.format.name()),

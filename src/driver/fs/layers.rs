@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 
+use super::judge;
 use crate::context::Cx;
 use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Op, Value};
-use crate::image::{self, Format, Prefix, RefKind};
+use crate::image::{Format, Reason, RefKind};
 use crate::invocation::normalize;
 use crate::location::ImageFiles;
 
@@ -45,16 +46,20 @@ pub struct Layers {
     /// The image itself, or the file that it is a link to.
     pub image: Layer,
     snapshots: BTreeMap<u32, Layer>,
+    /// Whether `<hash>.snap -> .` is there: the mark of a chain whose image VMs use in place.
+    self_link: bool,
     /// Snapshots whose data lives in another file since a live commit (`k.current`).
     moved: BTreeMap<u32, OsString>,
 }
 
 impl Layers {
-    /// Reads what is there: two round trips.
+    /// Reads what is there: two round trips, more for a format with a long header.
+    ///
+    /// oned's `format` matters where it says raw: a guest can write anything into a raw disk, also another format's header.
     ///
     /// # Errors
     /// The image is missing; a layer refers to a file outside of the image; a header is not what it should be.
-    pub fn read(cx: &Cx<'_>, host: &Arc<dyn Host>, files: &ImageFiles) -> Result<Self> {
+    pub fn read(cx: &Cx<'_>, host: &Arc<dyn Host>, files: &ImageFiles, format: Option<&str>) -> Result<Self> {
         let first = [
             Op::Stat { path: files.image.clone(), follow: true },
             Op::ReadLink { path: files.image.clone() },
@@ -74,14 +79,14 @@ impl Layers {
             _ => &[],
         };
         let size = image.stat().map(|s| s.size);
-        Self::read_files(cx, host, files, (link, size), names)
+        Self::read_files(cx, host, files, (link, size, format == Some("raw")), names)
     }
 
     fn read_files(
         cx: &Cx<'_>,
         host: &Arc<dyn Host>,
         files: &ImageFiles,
-        (link, size): (Option<PathBuf>, Option<u64>),
+        (link, size, raw): (Option<PathBuf>, Option<u64>, bool),
         names: &[OsString],
     ) -> Result<Self> {
         let ids: Vec<u32> = names.iter().filter_map(|n| n.to_str()?.parse().ok()).collect();
@@ -101,7 +106,13 @@ impl Layers {
             Some(text) => within(files, text, files.base.as_path())?,
             None => files.image.clone(),
         };
-        let image = layer(image_path, None, &next(), size)?;
+        let see = |path: PathBuf, link: Option<PathBuf>, head: Value, size: Option<u64>| {
+            if raw {
+                return Ok(Layer { path, link, format: Format::Raw, virtual_size: size, backing: None });
+            }
+            layer(cx, host, path, link, head, size)
+        };
+        let image = see(image_path, None, next(), size)?;
         let mut snapshots = BTreeMap::new();
         for id in ids {
             let (link, stat, head) = (next(), next(), next());
@@ -109,7 +120,7 @@ impl Layers {
                 Value::Bytes(text) => Some(within(files, Path::new(OsStr::from_bytes(&text)), &files.snapshots())?),
                 _ => None,
             };
-            snapshots.insert(id, layer(files.snapshot(id), link, &head, stat.stat().map(|s| s.size))?);
+            snapshots.insert(id, see(files.snapshot(id), link, head, stat.stat().map(|s| s.size))?);
         }
         let mut elsewhere = BTreeMap::new();
         for id in moved {
@@ -119,7 +130,8 @@ impl Layers {
                 elsewhere.insert(id, name.to_owned());
             }
         }
-        let layers = Self { files: files.clone(), image, snapshots, moved: elsewhere };
+        let self_link = names.iter().any(|name| Some(name.as_os_str()) == files.snapshots().file_name());
+        let layers = Self { files: files.clone(), image, snapshots, self_link, moved: elsewhere };
         layers.check()?;
         Ok(layers)
     }
@@ -189,17 +201,19 @@ impl Layers {
 
     /// The layer that holds the image's current state: what a VM would write to.
     ///
-    /// A chain of the `shared` kind keeps it in the highest snapshot file, and SOURCE only the first snapshot's state.
+    /// A chain of the `shared` kind keeps it in the highest snapshot file, and SOURCE only the first snapshot's state; it is
+    /// still so when all snapshots are deleted and one file without a backing file is left.
     pub fn active(&self) -> &Layer {
         if self.image.path != self.files.image {
             return &self.image;
         }
-        self.snapshots.values().rev().find(|l| l.backing.is_some()).unwrap_or(&self.image)
+        let layers = self.snapshots.values().rev();
+        layers.into_iter().find(|l| l.backing.is_some() || (self.self_link && l.link.is_none())).unwrap_or(&self.image)
     }
 
     /// Whether the snapshots are layers of a chain rather than full copies.
     pub fn is_chain(&self) -> bool {
-        self.all().any(|l| l.backing.is_some() || l.link.is_some())
+        self.self_link || self.all().any(|l| l.backing.is_some() || l.link.is_some())
     }
 
     /// The layers that have `layer` (or the file behind it) directly below them.
@@ -240,19 +254,33 @@ fn current_file(files: &ImageFiles, id: u32) -> PathBuf {
     files.snapshots().join(format!("{id}.current"))
 }
 
-fn layer(path: PathBuf, link: Option<PathBuf>, head: &Value, size: Option<u64>) -> Result<Layer> {
+/// Judges one file. A layer may stand on another one, and may hold internal snapshots; nothing else that makes an image
+/// unsafe is taken, also in a datastore: images that came in before us were not judged.
+fn layer(
+    cx: &Cx<'_>,
+    host: &Arc<dyn Host>,
+    path: PathBuf,
+    link: Option<PathBuf>,
+    head: Value,
+    size: Option<u64>,
+) -> Result<Layer> {
     let Value::Bytes(head) = head else { bail!("{} cannot be read", path.display()) };
-    let seen = image::inspect(&mut Prefix::new(head, None))?;
-    let refers = |kind| seen.references.iter().find(|r| r.kind == kind);
-    if link.is_none()
-        && let Some(foreign) = seen.references.iter().find(|r| r.kind != RefKind::BackingFile)
-    {
-        bail!("{} refers to the {foreign}", path.display());
+    let seen = judge::inspect(cx, host, &path, size, head)?;
+    let backing = |reason: &Reason| match reason {
+        Reason::Reference(reference) if reference.kind == RefKind::BackingFile => Some(PathBuf::from(&reference.name)),
+        _ => None,
+    };
+    let taken = |reason: &Reason| backing(reason).is_some() || matches!(reason, Reason::Snapshots(_));
+    if let Some(reason) = seen.verdict.reasons().iter().find(|reason| !taken(reason)) {
+        bail!("{} is a {} image that cannot be used: {reason}", path.display(), seen.format);
     }
+    // A trailer makes no other format of the same first bytes: QEMU takes such a file for raw.
+    let format =
+        if seen.format == Format::Vpc && seen.variant.as_deref() == Some("fixed") { Format::Raw } else { seen.format };
     Ok(Layer {
-        format: seen.format,
-        virtual_size: seen.virtual_size.or(size),
-        backing: refers(RefKind::BackingFile).filter(|_| link.is_none()).map(|r| PathBuf::from(&r.name)),
+        format,
+        virtual_size: if format == Format::Raw { size } else { seen.virtual_size },
+        backing: seen.verdict.reasons().iter().find_map(backing).filter(|_| link.is_none()),
         path,
         link,
     })
@@ -320,7 +348,7 @@ mod tests {
         let image = make(link.map_or_else(|| files.image.clone(), PathBuf::from), None, None);
         let snapshots =
             of.iter().map(|(id, link, backing)| (*id, make(files.snapshot(*id), *link, *backing))).collect();
-        Layers { files, image, snapshots, moved: BTreeMap::new() }
+        Layers { files, image, snapshots, self_link: false, moved: BTreeMap::new() }
     }
 
     #[test]
@@ -343,6 +371,14 @@ mod tests {
         let l = layers(&[(0, None, None), (1, None, None)], None);
         assert!(!l.is_chain());
         assert_eq!(l.active().path, Path::new("/ds/1/abc"));
+    }
+
+    #[test]
+    fn the_last_layer_of_a_chain_whose_snapshots_are_gone_holds_the_state() {
+        let mut l = layers(&[(1, None, None)], None);
+        l.self_link = true;
+        assert!(l.is_chain());
+        assert_eq!(l.active().path, Path::new("/ds/1/abc.snap/1"));
     }
 
     #[test]

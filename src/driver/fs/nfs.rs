@@ -20,21 +20,30 @@ use crate::tool::mount;
 /// Marks a datastore that we mounted.
 const MARKER: &str = ".automounted";
 
+/// Whether the datastore's files can be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mount {
+    /// They can: no mount is asked for, or it is there.
+    There,
+    /// `explain` has planned a mount; until it is done they cannot.
+    Planned,
+}
+
 /// Mounts the datastore if it asks for it and is not mounted.
 ///
 /// # Errors
 /// Host or path are missing; the mount fails.
-pub fn mount(cx: &Cx<'_>, place: &Place, datastore: &Datastore) -> Result<()> {
+pub fn mount(cx: &Cx<'_>, place: &Place, datastore: &Datastore) -> Result<Mount> {
     let template = &datastore.template;
     if !template.nfs_auto_enable.is_yes_any_case() {
-        return Ok(());
+        return Ok(Mount::There);
     }
     let need = |text: &crate::payload::Text| text.required().map(str::to_owned).map_err(|e| Misuse(e.to_string()));
     let source = format!("{}:{}", need(&template.nfs_auto_host)?, need(&template.nfs_auto_path)?);
     unmount_unwanted(cx, place)?;
     let found = cx.ask(&place.host, Op::Run(mount::find(&source, &place.base)))?;
     if !found.text().is_empty() {
-        return Ok(());
+        return Ok(Mount::There);
     }
     let marker = place.base.join(MARKER);
     let options = template.nfs_auto_opts.trimmed();
@@ -48,7 +57,7 @@ pub fn mount(cx: &Cx<'_>, place: &Place, datastore: &Datastore) -> Result<()> {
         ],
     );
     cx.apply(step.or_say(format!("Error setting up NFS mount of {source}{}", place.in_host())))?;
-    Ok(())
+    Ok(if cx.is_real() { Mount::There } else { Mount::Planned })
 }
 
 /// Takes off NFS mounts below the datastores' folder that carry our mark and whose datastore no longer asks for one.
@@ -68,7 +77,11 @@ fn unmount_unwanted(cx: &Cx<'_>, place: &Place) -> Result<()> {
         .collect();
     let Some(folder) = place.base.parent() else { return Ok(()) };
     let mounts = cx.ask(&place.host, Op::Run(mount::list_nfs())).context("Cannot list NFS mounts")?.text();
-    for target in mounts.lines().map(Path::new).filter(|t| t.parent() == Some(folder)) {
+    // What stands in fstab was mounted for VMs and is theirs; it would also come back at the next boot.
+    let fstab = cx.ask(&place.host, Op::Read { path: "/etc/fstab".into(), offset: 0, len: 1 << 20 });
+    let fstab = fstab.map_or_else(|_| String::new(), |text| text.text());
+    let stays = |target: &Path| fstab.lines().any(|l| l.split_whitespace().nth(1).map(Path::new) == Some(target));
+    for target in mounts.lines().map(Path::new).filter(|t| t.parent() == Some(folder) && !stays(t)) {
         let id = target.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         if id.parse::<u32>().is_err() || wanted.contains(&id) || target == place.base {
             continue;

@@ -1,5 +1,6 @@
 //! Which machine handles a datastore's files, and how a new file gets its name there.
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,8 +27,10 @@ pub struct Place {
     pub base: PathBuf,
     /// `BASE_PATH` as oned has it (`/var/lib/one//datastores/1`): SOURCE repeats it to the letter.
     text: String,
-    /// Staging files whose owner died.
-    dead: Vec<std::ffi::OsString>,
+    /// `STAGING_DIR`, where a bridge's streams land first, if the operator set one.
+    pub landing: Option<PathBuf>,
+    /// Staging files whose owner died: the folder they stage for, and their names.
+    dead: Vec<(PathBuf, Vec<OsString>)>,
     owner: Owner,
 }
 
@@ -44,38 +47,26 @@ impl Place {
             bail!(Misuse(format!("Bad BASE_PATH {text:?}: it has to be an absolute path below /")));
         }
         let owner = Owner::me().context("Cannot tell this process from others")?;
-        let questions = || [Op::List { path: staging::dir(&base) }];
-        let place = |host, bridge, answer: Option<Value>| {
-            let names = match answer {
-                Some(Value::Names(names)) => names,
-                _ => Vec::new(),
-            };
-            let dead = staging::dead(&names, &owner);
-            Self { host, bridge, base: base.clone(), text: text.clone(), dead, owner: owner.clone() }
-        };
         let bridges: Vec<&str> = datastore.template.bridge_list.words().collect();
+        let landing = datastore.template.staging_dir.trimmed().filter(|_| !bridges.is_empty()).map(PathBuf::from);
+        let folders: Vec<PathBuf> = std::iter::once(&base).chain(&landing).cloned().collect();
+        let questions = || folders.iter().map(|folder| Op::List { path: staging::dir(folder) }).collect::<Vec<_>>();
+        let place = |host, bridge, answers: Vec<Value>| {
+            let dead = folders.iter().zip(answers).filter_map(|(folder, answer)| match answer {
+                Value::Names(names) => Some((folder.clone(), staging::dead(&names, &owner))),
+                _ => None,
+            });
+            let dead = dead.filter(|(_, names)| !names.is_empty()).collect();
+            let (base, text, landing, owner) = (base.clone(), text.clone(), landing.clone(), owner.clone());
+            Self { host, bridge, base, text, landing, dead, owner }
+        };
         if bridges.is_empty() {
             let here = cx.here();
-            let answer = cx.query(&here, questions())?.pop();
-            return Ok(place(here, None, answer));
+            let answers = cx.query(&here, questions())?;
+            return Ok(place(here, None, answers));
         }
-        let bridges = in_turn(bridges_on(cx, &bridges)?, id);
-        let mut unreachable = Vec::new();
-        for name in bridges {
-            let host = cx.host(name)?;
-            match cx.query(&host, questions()) {
-                Ok(mut answers) => return Ok(place(host, Some(name.to_owned()), answers.pop())),
-                Err(e) if e.kind == ErrorKind::Unreachable => {
-                    cx.warn(format!("Bridge {name} is left out: {e}"));
-                    unreachable.push(e);
-                }
-                Err(e) => return Err(e.into()),
-            }
-        }
-        match unreachable.into_iter().next() {
-            Some(first) => Err(anyhow::Error::new(first).context("No host of BRIDGE_LIST can be reached")),
-            None => bail!("BRIDGE_LIST is empty"),
-        }
+        let (host, name, answers) = reach(cx, in_turn(bridges_on(cx, &bridges)?, id), &questions)?;
+        Ok(place(host, Some(name), answers))
     }
 
     /// The name under which messages mention a path of this place: upstream's `H:PATH`, or the path alone.
@@ -106,14 +97,19 @@ impl Place {
         staging::staging_path(&self.base, &self.owner, name.as_ref())
     }
 
+    /// Where a stream for the file `name` lands first in `folder`, an operator's `STAGING_DIR`.
+    pub fn landing(&self, folder: &Path, name: &OsStr) -> PathBuf {
+        staging::staging_path(folder, &self.owner, name)
+    }
+
     /// What every change begins with: the directories, and the end of what killed runs left.
     pub fn prepare(&self) -> Vec<Op> {
         let mut ops = vec![
             Op::MakeDir { path: self.base.clone() },
             Op::Claim { path: staging::claim_path(&self.base, &self.owner) },
         ];
-        if !self.dead.is_empty() {
-            ops.push(Op::Sweep { staging: staging::dir(&self.base), dead: self.dead.clone() });
+        for (folder, dead) in &self.dead {
+            ops.push(Op::Sweep { staging: staging::dir(folder), dead: dead.clone() });
         }
         ops
     }
@@ -124,44 +120,61 @@ impl Place {
         Step::new(&self.host, what, ops).undo([remove].into_iter().chain(self.leave()))
     }
 
+    /// Gives the staging directory up.
+    fn leave(&self) -> [Op; 2] {
+        staging::leave(&self.base, &self.owner)
+    }
+
     /// Gives a finished new image its name. The staging name goes when the reply is delivered.
     ///
     /// # Errors
     /// What the step says.
     pub fn publish(&self, cx: &Cx<'_>, new: &NewImage, failure: &str) -> Result<()> {
         let ops = [Op::Publish { from: new.staging.clone(), to: new.path.clone() }];
-        let step = Step::new(&self.host, format!("Give the image its name {}", new.path.display()), ops)
-            .undo([self.unpublish(&new.staging)])
-            .or_say(failure);
-        cx.apply(step)?;
+        // A name that was there before stays: only the same file is taken back.
+        let dead = new.staging.file_name().map(OsStr::to_owned).into_iter().collect();
+        let unpublish = Op::Sweep { staging: staging::dir(&self.base), dead };
+        let what = format!("Give the image its name {}", new.path.display());
+        cx.apply(Step::new(&self.host, &what, ops).undo([unpublish]).or_say(failure))?;
+        // From now on the name is ours, also when the staging name is gone.
+        let remove = Op::Remove { path: new.path.clone(), tree: false, must_exist: false };
+        cx.on_failure(Step::new(&self.host, what, []).undo([remove]));
+
+        let retire = staging::retire(&new.staging).ops.into_iter().chain(self.leave());
         let what = "Once the reply is delivered, drop the staging name";
-        let ops = staging::retire(&new.staging).ops.into_iter().chain(self.leave());
-        cx.after(Step::new(&self.host, what, ops));
+        cx.after(Step::new(&self.host, what, retire).or_say(failure));
         Ok(())
-    }
-
-    /// Gives the staging directory up.
-    fn leave(&self) -> [Op; 2] {
-        staging::leave(&self.base, &self.owner)
-    }
-
-    /// Takes a staging file back with its final name, if that is the same file: a name that was there before stays.
-    fn unpublish(&self, staging: &Path) -> Op {
-        let dead = staging.file_name().map(std::ffi::OsStr::to_owned).into_iter().collect();
-        Op::Sweep { staging: staging::dir(&self.base), dead }
     }
 
     /// Puts a finished staging file in the place of an existing file, in one rename.
     ///
     /// # Errors
     /// What the step says.
-    pub fn replace(&self, cx: &Cx<'_>, staging: &Path, path: &Path, then: Vec<Op>, failure: &str) -> Result<()> {
-        let mut ops =
-            vec![Op::Sync { path: staging.to_owned() }, Op::Rename { from: staging.to_owned(), to: path.to_owned() }];
-        ops.extend(then);
-        ops.extend(self.leave());
+    pub fn replace(&self, cx: &Cx<'_>, staging: &Path, path: &Path, failure: &str) -> Result<()> {
+        let ops = [Op::Sync { path: staging.to_owned() }, Op::Rename { from: staging.to_owned(), to: path.to_owned() }];
         cx.apply(Step::new(&self.host, format!("Put it in the place of {}", path.display()), ops).or_say(failure))?;
         Ok(())
+    }
+
+    /// Removes a folder as one change: it is moved out of the way first. Its parts go with the next sweep if we die.
+    ///
+    /// # Errors
+    /// What the step says.
+    pub fn drop_tree(&self, cx: &Cx<'_>, path: &Path, failure: &str) -> Result<()> {
+        let away = self.staging(&path.file_name().unwrap_or_default().to_string_lossy());
+        let ops = [
+            Op::Claim { path: staging::claim_path(&self.base, &self.owner) },
+            Op::Rename { from: path.to_owned(), to: away.clone() },
+            Op::Remove { path: away, tree: true, must_exist: false },
+        ];
+        let what = format!("Remove {}; this cannot be undone", path.display());
+        cx.apply(Step::new(&self.host, what, ops).or_say(failure))?;
+        Ok(())
+    }
+
+    /// Leaves the staging folder when all is done.
+    pub fn tidy(&self, cx: &Cx<'_>) {
+        cx.after(Step::new(&self.host, "Leave the staging folder", self.leave()).best_effort());
     }
 
     /// The files of an existing image of this place.
@@ -190,6 +203,33 @@ pub struct NewImage {
     pub source: String,
 }
 
+/// The first of the hosts that can be reached, and what it answered to the first questions.
+///
+/// # Errors
+/// None can be reached, or one that can does not answer.
+pub fn reach(
+    cx: &Cx<'_>,
+    names: Vec<&str>,
+    questions: &dyn Fn() -> Vec<Op>,
+) -> Result<(Arc<dyn Host>, String, Vec<Value>)> {
+    let mut unreachable = None;
+    for name in names {
+        let host = cx.host(name)?;
+        match cx.query(&host, questions()) {
+            Ok(answers) => return Ok((host, name.to_owned(), answers)),
+            Err(e) if e.kind == ErrorKind::Unreachable => {
+                cx.warn(format!("Bridge {name} is left out: {e}"));
+                unreachable.get_or_insert(e);
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    match unreachable {
+        Some(first) => Err(anyhow::Error::new(first).context("No host of BRIDGE_LIST can be reached")),
+        None => bail!("BRIDGE_LIST is empty"),
+    }
+}
+
 /// The bridges that oned does not hold for off, in error or disabled. When oned cannot be asked, all of them.
 pub fn bridges_on<'b>(cx: &Cx<'_>, bridges: &[&'b str]) -> Result<Vec<&'b str>> {
     let pool = match cx.oned().host_pool() {
@@ -210,7 +250,7 @@ pub fn bridges_on<'b>(cx: &Cx<'_>, bridges: &[&'b str]) -> Result<Vec<&'b str>> 
 }
 
 /// The list, beginning with the one that `id` falls on.
-fn in_turn(mut list: Vec<&str>, id: u32) -> Vec<&str> {
+pub fn in_turn(mut list: Vec<&str>, id: u32) -> Vec<&str> {
     let length = list.len().max(1);
     list.rotate_left(usize::try_from(id).unwrap_or_default() % length);
     list

@@ -10,14 +10,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use quick_xml::escape::escape;
 
+use super::judge;
 use super::layers::data_format;
 use super::nfs;
 use super::place::{NewImage, Place};
-use super::snapshot::staged_limit;
 use crate::context::Cx;
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::cmd::Secret;
 use crate::exec::op::{Op, Sparse};
+use crate::exec::staging;
 use crate::exec::step::{Feed, Step};
 use crate::image::{Contents, Format, Inspection};
 use crate::payload::{ActionData, Datastore, DatastoreType, Image, ImageType};
@@ -68,7 +69,10 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     // What is done.
     nfs::mount(cx, &place, datastore)?;
     let first = if target.is_some() { place.staging("import") } else { new.staging.clone() };
-    receive(cx, &place, datastore, incoming, &Landing { path: &first, sparse, shown: &shown, failure: &failure })?;
+    receive(cx, &place, incoming, &Landing { path: &first, sparse, shown: &shown, failure: &failure })?;
+    if !files {
+        look_again(cx, &place, &first, &seen).with_context(|| format!("{failure}: refused"))?;
+    }
     if let Some(format) = target {
         convert(cx, &place, &seen, &first, &new, (format, sparse))?;
     }
@@ -126,7 +130,8 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
         digests,
         rate: limit.map(str::parse::<Rate>).transpose().map_err(|e| Misuse(e.to_string()))?,
         http: http::Options { verify_tls: cx.settings.tls_verify() && !unverified, ..http::Options::default() },
-        helper: Some(Helper {
+        // Its downloads have effects of their own, so `explain` does not start it.
+        helper: cx.is_real().then(|| Helper {
             program: cx.layout.remotes.join("datastore/downloader.sh"),
             action_data: market_keys(data),
         }),
@@ -145,7 +150,7 @@ fn market_keys(data: &ActionData) -> Secret {
         ("AWS", market.aws.or("").to_owned()),
         ("ENDPOINT", market.endpoint.or("").to_owned()),
     ];
-    let elements: String = values.iter().map(|(name, text)| format!("<{name}>{}</{name}>", escape(text))).collect();
+    let elements = values.map(|(name, text)| format!("<{name}>{}</{name}>", escape(&text))).concat();
     let document = format!(
         "<DS_DRIVER_ACTION_DATA><MARKETPLACE><TEMPLATE>{elements}</TEMPLATE></MARKETPLACE></DS_DRIVER_ACTION_DATA>"
     );
@@ -182,36 +187,56 @@ struct Landing<'a> {
 }
 
 /// Takes the stream into a staging file. With a bridge and a `STAGING_DIR` it lands there first.
-fn receive(cx: &Cx<'_>, place: &Place, datastore: &Datastore, mut incoming: Incoming, to: &Landing<'_>) -> Result<()> {
+fn receive(cx: &Cx<'_>, place: &Place, mut incoming: Incoming, to: &Landing<'_>) -> Result<()> {
     let how = match (incoming.compression, &incoming.plain_file) {
         (Some(compression), _) => format!(", unpacked from {}", compression.name()),
         (None, Some(_)) if place.bridge.is_none() => ", sharing its blocks where the file system can".to_owned(),
         (None, _) => String::new(),
     };
     let what = format!("Write {} to a staging file{how}", to.shown);
-    let feed = match incoming.plain_file.take() {
-        Some(file) => Feed::File(file),
-        None => {
-            let (log, total) = (cx.log.clone(), incoming.image_len());
-            let tell = Box::new(move |line: &str| log.progress(line));
-            Feed::Stream(Box::new(Progress::new(incoming, total, cx.log.progress_interval(), tell)))
-        }
+    let feed = if let Some(file) = incoming.plain_file.take() {
+        Feed::File(file)
+    } else {
+        let (log, total) = (cx.log.clone(), incoming.image_len());
+        let tell = Box::new(move |line: &str| log.progress(line));
+        Feed::Stream(Box::new(Progress::new(incoming, total, cx.log.progress_interval(), tell)))
     };
-    let staging_dir = datastore.template.staging_dir.trimmed().filter(|_| place.bridge.is_some());
-    let Some(staging_dir) = staging_dir else {
+    let Some(folder) = &place.landing else {
         cx.apply(place.receive(what, to.path, to.sparse, feed).or_say(to.failure))?;
         return Ok(());
     };
-    let name = to.path.file_name().unwrap_or_default();
-    let landing = Path::new(staging_dir).join(name);
+    let name = staging::final_of(to.path).and_then(|path| path.file_name().map(ToOwned::to_owned)).unwrap_or_default();
+    let landing = place.landing(folder, &name);
     let dumping = format!("Error dumping {} to {}", to.shown, place.show(&landing));
-    let ops =
-        [Op::MakeDir { path: PathBuf::from(staging_dir) }, Op::Receive { path: landing.clone(), sparse: to.sparse }];
-    let undo = [Op::Remove { path: landing.clone(), tree: false, must_exist: false }];
-    cx.apply(Step::new(&place.host, what, ops).undo(undo).or_say(dumping).feed(feed))?;
+    let dir = staging::dir(folder);
+    let ops = [Op::MakeDir { path: dir.clone() }, Op::Receive { path: landing.clone(), sparse: to.sparse }];
+    let remove = Op::Remove { path: landing.clone(), tree: false, must_exist: false };
+    let leave = Op::RemoveDirIfEmpty { path: dir };
+    let step = Step::new(&place.host, what, ops).undo([remove, leave.clone()]).or_say(dumping).feed(feed);
+    cx.apply(step)?;
     let mut ops = place.prepare();
-    ops.push(Op::Move { from: landing, to: to.path.to_owned() });
+    ops.extend([Op::Move { from: landing, to: to.path.to_owned() }, leave]);
     cx.apply(place.staging_step("Move it into the datastore", to.path, ops).or_say(to.failure))?;
+    Ok(())
+}
+
+/// Looks at the staged file: what was judged in the stream must be what arrived. A user may write to his file meanwhile,
+/// and a trailer is seen only here.
+fn look_again(cx: &Cx<'_>, place: &Place, staged: &Path, judged: &Inspection) -> Result<()> {
+    if !cx.is_real() {
+        return Ok(());
+    }
+    let size = cx.ask(&place.host, Op::Stat { path: staged.to_owned(), follow: false })?.stat().map(|s| s.size);
+    let found = judge::inspect(cx, &place.host, staged, size, Vec::new())?;
+    let fixed_vhd =
+        found.format == Format::Vpc && judged.format == Format::Raw && found.variant.as_deref() == Some("fixed");
+    if !found.verdict.is_safe() {
+        bail!("What arrived is a {} image that is {}", found.format, found.verdict);
+    }
+    let sized = judged.format != Format::Raw;
+    if !fixed_vhd && (found.format != judged.format || (sized && found.virtual_size != judged.virtual_size)) {
+        bail!("What arrived is not what was looked at before: the source changed meanwhile");
+    }
     Ok(())
 }
 
@@ -225,7 +250,7 @@ fn convert(
     (format, sparse): (&str, Sparse),
 ) -> Result<()> {
     let zeroes = if sparse == Sparse::Holes { Zeroes::Holes } else { Zeroes::Allocate };
-    let largest = seen.virtual_size.map(staged_limit);
+    let largest = seen.virtual_size.map(qemu_img::largest);
     let ops = [
         Op::Run(qemu_img::convert((from, seen.format.name()), (&new.staging, format), zeroes, largest)),
         Op::Remove { path: from.to_owned(), tree: false, must_exist: true },

@@ -5,7 +5,7 @@
 
 use anyhow::{Result, bail};
 
-use super::nfs;
+use super::nfs::{self, Mount};
 use super::place::Place;
 use crate::context::Cx;
 use crate::driver::{Reply, Request, misuse};
@@ -19,12 +19,12 @@ pub fn rm(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let source = image.source.required().map_err(misuse)?;
     let place = Place::open(cx, &request.data.datastore, request.id)?;
     let files = place.image(source)?;
-    nfs::mount(cx, &place, &request.data.datastore)?;
+    let mount = nfs::mount(cx, &place, &request.data.datastore)?;
 
     // What is decided.
     let failure = format!("Error deleting {source}{}", place.in_host());
     let there = cx.ask(&place.host, Op::Stat { path: files.image.clone(), follow: false })?;
-    if cx.is_real() && there.stat().is_none() {
+    if mount == Mount::There && there.stat().is_none() {
         bail!("{failure}: it does not exist");
     }
 

@@ -45,8 +45,8 @@ pub fn export(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let place = Place::open(cx, &request.data.datastore, request.id)?;
     let files = place.image(source)?;
     let failure = format!("Error exporting {source}{}", place.in_host());
-    let layers = Layers::read(cx, &place.host, &files).with_context(|| failure.clone())?;
-    if layers.active().backing.is_some() {
+    let layers = Layers::read(cx, &place.host, &files, image.format.trimmed()).with_context(|| failure.clone())?;
+    if layers.active().path != layers.image.path || layers.image.backing.is_some() {
         bail!("{failure}: its current state is in a chain of snapshots, flatten it first (oneimage snapshot-flatten)");
     }
     let md5 = cx.ask(&place.host, Op::Md5 { path: files.image.clone() }).with_context(|| failure.clone())?.text();

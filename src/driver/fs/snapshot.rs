@@ -20,6 +20,7 @@ struct Target {
     place: Place,
     id: u32,
     source: String,
+    format: Option<String>,
 }
 
 impl Target {
@@ -29,12 +30,13 @@ impl Target {
         let id = u32::try_from(id).map_err(|_| Misuse(format!("IMAGE/TARGET_SNAPSHOT is no snapshot: {id}")))?;
         let source = image.source.required().map_err(misuse)?.to_owned();
         let place = Place::open(cx, &request.data.datastore, request.id)?;
-        cx.lock(&format!("onestore-image-{}", request.id))?;
-        Ok(Self { place, id, source })
+        let lock = format!("onestore-image-{}", request.id);
+        cx.lock(&lock).with_context(|| format!("Cannot keep others from {source}"))?;
+        Ok(Self { place, id, source, format: image.format.trimmed().map(str::to_owned) })
     }
 
     fn layers(&self, cx: &Cx<'_>) -> Result<Layers> {
-        Layers::read(cx, &self.place.host, &self.place.image(&self.source)?)
+        Layers::read(cx, &self.place.host, &self.place.image(&self.source)?, self.format.as_deref())
     }
 
     fn name(&self) -> String {
@@ -66,9 +68,10 @@ pub fn delete(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         let (what, rebase) = put_on_what_is_below(&layers, data, above)?;
         cx.apply(Step::new(&target.place.host, what, [Op::Run(rebase)]).or_say(&failure))?;
     }
-    let mut ops = vec![Op::Remove { path: data.path.clone(), tree: false, must_exist: true }];
+    // The data last: killed anywhere before, the next try still finds the snapshot.
+    let mut ops = vec![remove(layers.files.md5sum())];
+    ops.push(Op::Remove { path: data.path.clone(), tree: false, must_exist: true });
     ops.extend(layers.moved_marker(target.id).map(remove));
-    ops.push(remove(layers.files.md5sum()));
     let what = format!("Remove {}; this cannot be undone", data.path.display());
     cx.apply(Step::new(&target.place.host, what, ops).or_say(&failure))?;
     Ok(Reply::Nothing)
@@ -98,14 +101,16 @@ pub fn revert(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let layers = target.layers(cx).with_context(|| failure.clone())?;
     let data = layers.data(target.id).with_context(|| failure.clone())?;
     let (place, staging) = (&target.place, target.staging());
-    let digest = vec![remove(layers.files.md5sum())];
+    // First: a digest that outlives what it was made of makes a replica take old data for current.
     let mut ops = place.prepare();
+    ops.push(remove(layers.files.md5sum()));
     if !layers.is_chain() {
         ops.push(Op::Copy { from: data.path.clone(), to: staging.clone(), sparse: Sparse::Holes });
         let what = format!("Copy snapshot {}", data.path.display());
         let copying = format!("Error copying snapshot {}", target.name());
         cx.apply(place.staging_step(what, &staging, ops).or_say(copying))?;
-        place.replace(cx, &staging, &layers.files.image, digest, &format!("Error moving to {}", target.source))?;
+        place.replace(cx, &staging, &layers.files.image, &format!("Error moving to {}", target.source))?;
+        place.tidy(cx);
         return Ok(Reply::Nothing);
     }
     let active = layers.active();
@@ -120,43 +125,46 @@ pub fn revert(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     ops.push(Op::Run(qemu_img::create_overlay(&staging, &backing, layers.behind(data).format.name(), bytes)));
     let what = format!("Make a new empty layer on {}", data.path.display());
     cx.apply(place.staging_step(what, &staging, ops).or_say(&failure))?;
-    place.replace(cx, &staging, &active.path, digest, &failure)?;
+    place.replace(cx, &staging, &active.path, &failure)?;
+    place.tidy(cx);
     Ok(Reply::Nothing)
 }
 
-/// Makes a snapshot the image and drops all snapshots. The snapshots go last, so that it can be done again.
+/// Makes a snapshot the image and drops all snapshots. The snapshots go last and at once, so that it can be done again
+/// wherever it was killed.
 pub fn flatten(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let target = Target::read(cx, request)?;
     let failure = format!("Error flattening {}{}", target.name(), target.place.in_host());
-    let layers = target.layers(cx).with_context(|| failure.clone())?;
-    let data = layers.behind(layers.data(target.id).with_context(|| failure.clone())?);
     let (place, staging) = (&target.place, target.staging());
-    let then = vec![
-        Op::Remove { path: layers.files.snapshots(), tree: true, must_exist: false },
-        remove(layers.files.md5sum()),
-    ];
-    if data.path == layers.files.image {
-        // Snapshot 0 of a shared chain is the image itself.
-        let what = format!("Drop the snapshots of {}; this cannot be undone", target.source);
-        cx.apply(Step::new(&place.host, what, then).or_say(&failure))?;
+    let files = place.image(&target.source)?;
+    let there = |path| cx.ask(&place.host, Op::Stat { path, follow: false }).map(|answer| answer.stat());
+    if there(files.snapshots())?.is_none() && there(files.image.clone())?.is_some() {
+        cx.warn(format!("{} has no snapshots, it is flat already", target.source));
         return Ok(Reply::Nothing);
     }
+    let layers = target.layers(cx).with_context(|| failure.clone())?;
+    let data = layers.behind(layers.data(target.id).with_context(|| failure.clone())?);
     let mut ops = place.prepare();
-    let step = if data.backing.is_some() {
-        let largest = data.virtual_size.map(staged_limit);
-        ops.push(Op::Run(qemu_img::convert((&data.path, "qcow2"), (&staging, "qcow2"), Zeroes::Holes, largest)));
-        place.staging_step(format!("Merge the chain of {} into one file", data.path.display()), &staging, ops)
+    ops.push(remove(layers.files.md5sum()));
+    // Snapshot 0 of a shared chain is the image itself; and so is a copy that was put in its place by a try that died.
+    let inode = |path| there(path).map(|stat| stat.map(|s| (s.dev, s.ino)));
+    let done = data.path == files.image || inode(data.path.clone())? == inode(files.image.clone())?;
+    if done {
+        cx.apply(Step::new(&place.host, "Drop the image's digest", ops).or_say(&failure))?;
     } else {
-        // A second name instead of a move: killed before the end, the snapshot is still there for the next try.
-        ops.push(Op::HardLink { from: data.path.clone(), to: staging.clone() });
-        place.staging_step(format!("Give {} a second name", data.path.display()), &staging, ops)
-    };
-    cx.apply(step.or_say(&failure))?;
-    place.replace(cx, &staging, &layers.files.image, then, &format!("Error moving to {}", target.source))?;
+        let step = if data.backing.is_some() {
+            let largest = data.virtual_size.map(qemu_img::largest);
+            ops.push(Op::Run(qemu_img::convert((&data.path, "qcow2"), (&staging, "qcow2"), Zeroes::Holes, largest)));
+            place.staging_step(format!("Merge the chain of {} into one file", data.path.display()), &staging, ops)
+        } else {
+            // A second name instead of a move: killed before the end, the snapshot is still there for the next try.
+            ops.push(Op::HardLink { from: data.path.clone(), to: staging.clone() });
+            place.staging_step(format!("Give {} a second name", data.path.display()), &staging, ops)
+        };
+        cx.apply(step.or_say(&failure))?;
+        place.replace(cx, &staging, &files.image, &format!("Error moving to {}", target.source))?;
+    }
+    place.drop_tree(cx, &files.snapshots(), &format!("Error removing {}", files.snapshots().display()))?;
+    place.tidy(cx);
     Ok(Reply::Nothing)
-}
-
-/// Most bytes that a qcow2 of this virtual size may take: data, 2 % of tables, and what an empty one needs.
-pub fn staged_limit(virtual_size: u64) -> u64 {
-    virtual_size.saturating_add(virtual_size / 50).saturating_add(64 << 20)
 }

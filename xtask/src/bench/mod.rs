@@ -83,13 +83,13 @@ impl Options {
 ///
 /// # Errors
 /// Nothing to measure; the work directory cannot be used; a signal asked for the end.
-pub fn run(options: Options) -> Result<ExitCode> {
-    let rows = measure_all(&options)?;
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let rows = measure_all(options)?;
     let tables = report::tables(&rows);
     print!("{tables}");
     if options.write {
         let docs = repository().join("docs");
-        report::write(&docs.join("performance.md"), &format!("{}\n{tables}", conditions(&options)))?;
+        report::write(&docs.join("performance.md"), &format!("{}\n{tables}", conditions(options)))?;
         let measured = if options.drivers.is_some() { "measured tree" } else { "onestore" };
         let svg = chart::svg(&rows, measured, &options.against_name);
         fs::write(docs.join("performance.svg"), svg).context("Cannot write docs/performance.svg")?;
