@@ -401,7 +401,7 @@ fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// The final name goes first and its directory is synced: while the staging name is there, a later sweep finds both.
-pub fn sweep(staging: &Path, dead: &[OsString]) {
+pub fn sweep(staging: &Path, dead: &[OsString], control: &Control) {
     let identity = |path: &Path| fs::symlink_metadata(path).ok().map(|data| (data.dev(), data.ino()));
     for name in dead {
         let path = staging.join(name);
@@ -409,7 +409,7 @@ pub fn sweep(staging: &Path, dead: &[OsString]) {
         let Some(inode) = identity(&path) else { continue };
         let published = identity(&to) == Some(inode);
         if !published || fs::remove_file(&to).and_then(|()| sync_dirs(&[&to])).is_ok() {
-            let _ = fs::remove_file(&path);
+            let _ = remove(&path, true, false, control);
         }
     }
 }

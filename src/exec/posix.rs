@@ -287,7 +287,7 @@ fn change(op: &Op) -> String {
                     "\nif o=$(stat -c %d:%i -- {path} 2>/dev/null) && t=$(stat -c %d:%i -- {to} 2>/dev/null) \
                      && [ \"$o\" = \"$t\" ]; then rm -f -- {to} 2>/dev/null && sync {dir} 2>/dev/null; fi\n\
                      if ! o=$(stat -c %d:%i -- {to} 2>/dev/null) || [ \"$o\" != \"$(stat -c %d:%i -- {path} 2>/dev/null)\" ]; \
-                     then rm -f -- {path} 2>/dev/null; fi",
+                     then rm -rf -- {path} 2>/dev/null; fi",
                     path = q(&path),
                     to = q(&to),
                     dir = dir_of(&to),

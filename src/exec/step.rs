@@ -17,7 +17,7 @@ use super::interpret::{Input, Io};
 use super::op::{Op, Script, Value};
 use crate::report::{Level, Log, one_line};
 
-/// How long a roll-back may take in all.
+/// How long a roll-back may take in all, and what cannot be rolled back.
 const ROLL_BACK_TIME: Duration = Duration::from_secs(120);
 
 /// Data that goes into a step's [`Op::Receive`].
@@ -51,6 +51,8 @@ pub struct Step {
     pub undo: Script,
     /// What flows into it.
     pub feed: Option<Feed>,
+    /// Whether a cancellation leaves it alone once it has begun.
+    pub whole: bool,
 }
 
 impl Step {
@@ -65,7 +67,16 @@ impl Step {
             script: Script::new(ops),
             undo: Script::default(),
             feed: None,
+            whole: false,
         }
+    }
+
+    /// Lets nothing but a deadline end it once it has begun: for the few operations behind which there is no way back.
+    /// Half of them is what neither oned nor a second try could make sense of.
+    #[must_use]
+    pub fn whole(mut self) -> Self {
+        self.whole = true;
+        self
     }
 
     /// Sets what takes it back.
@@ -156,7 +167,8 @@ impl Executor for Runner<'_> {
             Some(Feed::File(file)) => Some(Input::File(file)),
             None => None,
         };
-        step.host.run(&step.script, Io { input, ..Io::default() }, &self.control).with_context(|| step.failure.clone())
+        let control = if step.whole { Control::only_within(ROLL_BACK_TIME) } else { self.control.clone() };
+        step.host.run(&step.script, Io { input, ..Io::default() }, &control).with_context(|| step.failure.clone())
     }
 
     fn after(&self, step: Step) {

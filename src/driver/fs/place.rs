@@ -143,16 +143,35 @@ impl Place {
         Op::Sweep { staging: staging::dir(&self.base), dead }
     }
 
-    /// Puts a finished staging file in the place of an existing file, in one rename.
+    /// Puts a finished staging file in the place of an existing file, in one rename, with what comes `before` and `then`:
+    /// all of it or nothing, as far as only a kill can come in between.
     ///
     /// # Errors
     /// What the step says.
-    pub fn replace(&self, cx: &Cx<'_>, staging: &Path, path: &Path, then: Vec<Op>, failure: &str) -> Result<()> {
-        let mut ops =
-            vec![Op::Sync { path: staging.to_owned() }, Op::Rename { from: staging.to_owned(), to: path.to_owned() }];
-        ops.extend(then);
-        cx.apply(Step::new(&self.host, format!("Put it in the place of {}", path.display()), ops).or_say(failure))?;
+    pub fn replace(
+        &self,
+        cx: &Cx<'_>,
+        (staging, path): (&Path, &Path),
+        before: Vec<Op>,
+        then: Vec<Op>,
+        failure: &str,
+    ) -> Result<()> {
+        // What is on its way to the disk now can still be cancelled; what follows is quick.
+        cx.apply(
+            Step::new(&self.host, "Have it on the disk", [Op::Sync { path: staging.to_owned() }]).or_say(failure),
+        )?;
+        let rename = Op::Rename { from: staging.to_owned(), to: path.to_owned() };
+        let ops = [before, vec![rename], then].concat();
+        let what = format!("Put it in the place of {}", path.display());
+        cx.apply(Step::new(&self.host, what, ops).or_say(failure).whole())?;
         Ok(())
+    }
+
+    /// Drops the directory `path` in one rename. Emptying it is left to the next action if this one does not live to do it.
+    pub fn drop_tree(&self, path: &Path) -> Vec<Op> {
+        let to = self.staging(&path.file_name().unwrap_or_default().to_string_lossy());
+        let dead = to.file_name().map(std::ffi::OsStr::to_owned).into_iter().collect();
+        vec![Op::Rename { from: path.to_owned(), to }, Op::Sweep { staging: staging::dir(&self.base), dead }]
     }
 
     /// The files of an existing image of this place.

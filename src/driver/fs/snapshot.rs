@@ -4,6 +4,8 @@
 //! ([`super::layers`]), so `shared`, `local` and mixed mode are served as well. Every change is one that can be killed
 //! and done again.
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result, bail};
 
 use super::layers::{Layer, Layers};
@@ -66,11 +68,12 @@ pub fn delete(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         let (what, rebase) = put_on_what_is_below(&layers, data, above)?;
         cx.apply(Step::new(&target.place.host, what, [Op::Run(rebase)]).or_say(&failure))?;
     }
-    let mut ops = vec![Op::Remove { path: data.path.clone(), tree: false, must_exist: true }];
+    // The digest first: killed in between, a replica must not take it for that of what is there now.
+    let mut ops = vec![remove(layers.files.md5sum())];
+    ops.push(Op::Remove { path: data.path.clone(), tree: false, must_exist: true });
     ops.extend(layers.moved_marker(target.id).map(remove));
-    ops.push(remove(layers.files.md5sum()));
     let what = format!("Remove {}; this cannot be undone", data.path.display());
-    cx.apply(Step::new(&target.place.host, what, ops).or_say(&failure))?;
+    cx.apply(Step::new(&target.place.host, what, ops).or_say(&failure).whole())?;
     Ok(Reply::Nothing)
 }
 
@@ -105,7 +108,8 @@ pub fn revert(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         let what = format!("Copy snapshot {}", data.path.display());
         let copying = format!("Error copying snapshot {}", target.name());
         cx.apply(place.staging_step(what, &staging, ops).or_say(copying))?;
-        place.replace(cx, &staging, &layers.files.image, digest, &format!("Error moving to {}", target.source))?;
+        let moving = format!("Error moving to {}", target.source);
+        place.replace(cx, (&staging, &layers.files.image), digest, Vec::new(), &moving)?;
         return Ok(Reply::Nothing);
     }
     let active = layers.active();
@@ -120,25 +124,28 @@ pub fn revert(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     ops.push(Op::Run(qemu_img::create_overlay(&staging, &backing, layers.behind(data).format.name(), bytes)));
     let what = format!("Make a new empty layer on {}", data.path.display());
     cx.apply(place.staging_step(what, &staging, ops).or_say(&failure))?;
-    place.replace(cx, &staging, &active.path, digest, &failure)?;
+    place.replace(cx, (&staging, &active.path), digest, Vec::new(), &failure)?;
     Ok(Reply::Nothing)
 }
 
-/// Makes a snapshot the image and drops all snapshots. The snapshots go last, so that it can be done again.
+/// Makes a snapshot the image and drops all snapshots.
+///
+/// The snapshots go last and by one rename, into the staging directory: whoever comes in between finds all of them and
+/// can do it again, or none.
 pub fn flatten(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let target = Target::read(cx, request)?;
     let failure = format!("Error flattening {}{}", target.name(), target.place.in_host());
     let layers = target.layers(cx).with_context(|| failure.clone())?;
     let data = layers.behind(layers.data(target.id).with_context(|| failure.clone())?);
     let (place, staging) = (&target.place, target.staging());
-    let then = vec![
-        Op::Remove { path: layers.files.snapshots(), tree: true, must_exist: false },
-        remove(layers.files.md5sum()),
-    ];
-    if data.path == layers.files.image {
-        // Snapshot 0 of a shared chain is the image itself.
+    let image = &layers.files.image;
+    let first = vec![remove(layers.files.md5sum())];
+    let drop_all = place.drop_tree(&layers.files.snapshots());
+    if data.path == *image || same_file(cx, place, &data.path, image).with_context(|| failure.clone())? {
+        // Snapshot 0 of a shared chain is the image itself, and so is one that was made it by a run that was killed then.
         let what = format!("Drop the snapshots of {}; this cannot be undone", target.source);
-        cx.apply(Step::new(&place.host, what, then).or_say(&failure))?;
+        let ops = [place.prepare(), first, drop_all].concat();
+        cx.apply(Step::new(&place.host, what, ops).or_say(&failure).whole())?;
         return Ok(Reply::Nothing);
     }
     let mut ops = place.prepare();
@@ -152,8 +159,19 @@ pub fn flatten(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         place.staging_step(format!("Give {} a second name", data.path.display()), &staging, ops)
     };
     cx.apply(step.or_say(&failure))?;
-    place.replace(cx, &staging, &layers.files.image, then, &format!("Error moving to {}", target.source))?;
+    place.replace(cx, (&staging, image), first, drop_all, &format!("Error moving to {}", target.source))?;
     Ok(Reply::Nothing)
+}
+
+/// Whether two names stand for one file.
+fn same_file(cx: &Cx<'_>, place: &Place, one: &Path, other: &Path) -> Result<bool> {
+    let stat = |path: &Path| Op::Stat { path: path.to_owned(), follow: false };
+    let answers = cx.query(&place.host, [stat(one), stat(other)])?;
+    let mut inodes = answers.iter().map(|answer| answer.stat().map(|stat| (stat.dev, stat.ino)));
+    Ok(match (inodes.next().flatten(), inodes.next().flatten()) {
+        (Some(one), Some(other)) => one == other,
+        _ => false,
+    })
 }
 
 /// Most bytes that a qcow2 of this virtual size may take: data, 2 % of tables, and what an empty one needs.
