@@ -20,7 +20,7 @@ const MOMENTS: u32 = 8;
 
 fn web() -> server::Server {
     let body: Vec<u8> = (0..3_u32 << 18).flat_map(|n| n.wrapping_mul(0x9E37_79B9).to_le_bytes()).collect();
-    server::Server::start(move |_, _| server::Reply { body: body.clone(), ..server::Reply::default() })
+    server::Server::start(move |_, _| server::Reply::ok(&body))
 }
 
 fn disturb(case: &Case, signal: Signal) {
@@ -68,4 +68,48 @@ disturbances!(
 fn every_case_is_disturbed() {
     assert_eq!(CASES.len(), 13);
     let _ = Duration::ZERO;
+}
+
+/// A program in the house that stands for another one and lasts for ever, the house's folder among its words.
+fn endless(house: &mut house::House, variable: &str) {
+    let (program, file) = (house.path("home/endless"), house.path("home/nothing"));
+    std::fs::write(&file, "").expect("writes");
+    std::fs::write(&program, format!("#!/bin/sh\nexec tail -f {}\n", file.display())).expect("writes");
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+    house.env.push((variable.to_owned(), program.display().to_string()));
+}
+
+fn wait_for_child(house: &house::House) {
+    let nothing = house.path("home/nothing").display().to_string();
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    while !house.processes_left(0).iter().any(|line| line.contains("tail -f") && line.contains(&nothing)) {
+        assert!(std::time::Instant::now() < until, "the child does not come");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_child_dies_with_the_action_that_is_killed() {
+    let mut house = house::House::new();
+    endless(&mut house, "QEMU_IMG");
+    let started = house.start_call("mkfs", &house.document("<FORMAT>qcow2</FORMAT><SIZE>8</SIZE>", ""));
+    wait_for_child(&house);
+    started.signal(Signal::KILL);
+    assert!(house::was_killed(&house::finish(started)));
+    assert_eq!(house.processes_left(3), Vec::<String>::new());
+}
+
+#[test]
+fn a_child_that_lasts_is_ended_by_a_cancellation() {
+    let mut house = house::House::new();
+    endless(&mut house, "QEMU_IMG");
+    let started = house.start_call("mkfs", &house.document("<FORMAT>qcow2</FORMAT><SIZE>8</SIZE>", ""));
+    wait_for_child(&house);
+    started.signal(Signal::TERM);
+    let ran = house::finish(started);
+    assert_eq!(ran.status.code(), Some(143), "{}", ran.text());
+    ran.failure("cancelled");
+    assert!(ran.took < Duration::from_secs(10), "{:?}", ran.took);
+    assert_eq!(house.processes_left(3), Vec::<String>::new());
+    assert_eq!((house.staged(), house.content().len()), (vec![], 0));
 }

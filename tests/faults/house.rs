@@ -45,9 +45,7 @@ impl Ran {
     /// The lines of standard error that oned takes for the message to the user.
     pub fn plain(&self) -> Vec<String> {
         let text = self.text();
-        let log = |line: &&str| {
-            ["ERROR: ", "INFO: ", "WARN: ", "DEBUG: "].iter().any(|start| line.starts_with(start))
-        };
+        let log = |line: &&str| ["ERROR: ", "INFO: ", "WARN: ", "DEBUG: "].iter().any(|start| line.starts_with(start));
         text.lines().filter(|line| !log(line)).map(str::to_owned).collect()
     }
 
@@ -192,7 +190,6 @@ impl House {
     pub fn content(&self) -> BTreeMap<String, String> {
         let mut found = BTreeMap::new();
         describe(&self.base, &self.base, &mut found);
-        found.retain(|name, _| !name.starts_with(".onestore"));
         found
     }
 
@@ -322,6 +319,9 @@ fn describe(top: &Path, dir: &Path, found: &mut BTreeMap<String, String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         let name = path.strip_prefix(top).expect("below").to_string_lossy().into_owned();
+        if name == ".onestore" {
+            continue;
+        }
         let data = fs::symlink_metadata(&path).expect("is there");
         let text = if data.is_symlink() {
             format!("-> {}", fs::read_link(&path).expect("a link").display())

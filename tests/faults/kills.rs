@@ -46,10 +46,7 @@ fn cp_gzip_convert(house: &House, _: &str) -> String {
     let plain = house.path("users/disk.raw");
     house.raw(&plain, 4, 11);
     assert!(std::process::Command::new("gzip").arg("-1").arg(&plain).status().expect("gzip runs").success());
-    house.document(
-        &format!("<PATH>{}</PATH>", house.path("users/disk.raw.gz").display()),
-        "<DRIVER>qcow2</DRIVER>",
-    )
+    house.document(&format!("<PATH>{}</PATH>", house.path("users/disk.raw.gz").display()), "<DRIVER>qcow2</DRIVER>")
 }
 
 fn cp_http(house: &House, url: &str) -> String {
