@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::action::{ACTIONS, Action};
 use crate::dispatch;
 use crate::driver::{DRIVERS, Driver};
+use crate::exec::leash;
 use crate::invocation::Invocation;
 use crate::report::{Misuse, exit_status, one_line};
 
@@ -87,6 +88,13 @@ struct Call {
 pub fn main(mut words: impl Iterator<Item = OsString>) -> ExitCode {
     let called_as = words.next().unwrap_or_default();
     let args: Vec<OsString> = words.collect();
+    if let Some((verb, words)) = args.split_first()
+        && verb == leash::VERB
+        && called_as == "onestore"
+    {
+        return ExitCode::from(leash::run(words));
+    }
+    leash::available();
     match driver_call(&called_as, &args) {
         Some(Ok(call)) => return dispatch::run(&call),
         Some(Err(error)) => return complain(&error),

@@ -28,13 +28,24 @@ pub struct Misuse(pub String);
 /// The exit status for an error.
 #[must_use]
 pub fn exit_status(error: &anyhow::Error) -> u8 {
-    let stopped = error.chain().find_map(|cause| cause.downcast_ref::<Stopped>());
+    let stopped = error.chain().find_map(stopped);
     match stopped {
         Some(Stopped::Cancelled) => CANCELLED,
         Some(Stopped::Deadline) => TIMED_OUT,
         None if error.is::<Misuse>() => MISUSED,
         None => FAILED,
     }
+}
+
+/// What stopped the work, if this error is or holds that.
+///
+/// An `io::Error` hides what it was made of from `Error::source`: readers hand [`Stopped`] on inside one.
+fn stopped<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Stopped> {
+    if let Some(stopped) = error.downcast_ref::<Stopped>() {
+        return Some(stopped);
+    }
+    let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+    std::iter::successors(Some(inner as &(dyn std::error::Error + 'static)), |e| e.source()).find_map(stopped)
 }
 
 /// The error and its causes as one line without control characters.
@@ -196,5 +207,7 @@ mod tests {
         assert_eq!(exit_status(&anyhow::Error::new(Misuse("x".into()))), MISUSED);
         let cancelled = anyhow::Error::new(Stopped::Cancelled).context("Error copying");
         assert_eq!(exit_status(&cancelled), CANCELLED);
+        let within = io::Error::other(io::Error::other(Stopped::Deadline));
+        assert_eq!(exit_status(&anyhow::Error::new(within).context("Cannot read")), TIMED_OUT);
     }
 }

@@ -14,7 +14,7 @@ use md5::{Digest, Md5};
 use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
-use super::control::{Cancel, Control};
+use super::control::Control;
 use super::op::{FileKind, READ_LIMIT, Space, Sparse, Stat};
 use super::staging;
 use crate::transfer::copy;
@@ -415,20 +415,15 @@ fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// The final name goes first and its directory is synced: while the staging name is there, a later sweep finds both.
-pub fn sweep(staging: &Path, dead: &[OsString]) {
+pub fn sweep(staging: &Path, dead: &[OsString], control: &Control) {
     let identity = |path: &Path| fs::symlink_metadata(path).ok().map(|data| (data.dev(), data.ino()));
     for name in dead {
         let path = staging.join(name);
         let Some(to) = staging::final_of(&path) else { continue };
         let Some(inode) = identity(&path) else { continue };
-        if path.is_dir() && !path.is_symlink() {
-            // Snapshots on their way out.
-            let _ = remove(&path, true, false, &Control::new(Cancel::new()));
-            continue;
-        }
         let published = identity(&to) == Some(inode);
         if !published || fs::remove_file(&to).and_then(|()| sync_dirs(&[&to])).is_ok() {
-            let _ = fs::remove_file(&path);
+            let _ = remove(&path, true, false, control);
         }
     }
 }

@@ -121,7 +121,7 @@ fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::Sync { path } => files::sync(path),
         Op::Publish { from, to } => files::publish(from, to),
         Op::Sweep { staging, dead } => {
-            files::sweep(staging, dead);
+            files::sweep(staging, dead, control);
             Ok(())
         }
         Op::Lock { .. } | Op::Run(_) => unreachable!("handled by the caller"),

@@ -12,6 +12,7 @@
 //! - [`control`]: cancellation (SIGTERM) and deadlines.
 //! - [`process`]: one child process: spawned in its own group, waited for by pidfd, killed as a group.
 //! - [`agent`]: the in process interpreter as the far side of an ssh connection.
+//! - [`leash`]: children that die with us.
 //! - [`relay`]: a file of one host as a stream for another.
 //! - [`host`]: where scripts run: here, through the OpenSSH client, or through libssh2.
 //! - [`lock`]: named advisory locks, compatible with `/var/lock/one`.
@@ -25,6 +26,7 @@ pub mod error;
 mod files;
 pub mod host;
 pub mod interpret;
+pub mod leash;
 pub mod lock;
 pub mod op;
 pub mod posix;

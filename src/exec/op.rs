@@ -208,8 +208,8 @@ pub enum Op {
         #[serde(with = "path")]
         to: PathBuf,
     },
-    /// Removes what killed runs left in a staging directory; a final name goes with its staging name if it is the same
-    /// inode. Best effort: what cannot be removed stays.
+    /// Removes what killed runs left in a staging directory, whole directories too; a final name goes with its staging
+    /// name if it is the same inode. Best effort: what cannot be removed stays.
     Sweep {
         /// The staging directory.
         #[serde(with = "path")]
@@ -438,7 +438,7 @@ impl fmt::Display for Op {
             Self::Publish { from, to } => write!(f, "fsync {0}, ln {0} {1}", w(from), w(to)),
             Self::Sweep { staging, dead } => {
                 let names: Vec<String> = dead.iter().map(|name| w(&staging.join(name))).collect();
-                write!(f, "rm -f {}, with the final name where it is the same file", names.join(" "))
+                write!(f, "rm -rf {}, with the final name where it is the same file", names.join(" "))
             }
             Self::Run(cmd) => write!(f, "{cmd}"),
         }

@@ -11,7 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::cmd::{Cmd, Limits, Secret};
 use super::control::{Control, Stopped};
+use super::leash;
 
 /// Where programs are looked for, whatever `PATH` our caller has.
 pub const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -422,7 +423,7 @@ pub fn run(spawn: &Spawn, io: ProcessIo<'_>, control: &Control) -> Result<Finish
 fn start<'a>(spawn: &Spawn, io: ProcessIo<'a>) -> io::Result<(Running, Stdin<'a>, Stdout<'a>)> {
     let (program, args) =
         spawn.argv.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "No program"))?;
-    let mut command = Command::new(program);
+    let mut command = leash::command(program);
     command.args(args).env("LC_ALL", "C").env("LANG", "C").process_group(0).stderr(Stdio::piped());
     for (name, value) in &spawn.env {
         command.env(name, value.reveal());

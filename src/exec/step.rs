@@ -17,7 +17,7 @@ use super::interpret::{Input, Io};
 use super::op::{Op, Script, Value};
 use crate::report::{Level, Log, one_line};
 
-/// How long a roll-back may take in all.
+/// How long a roll-back may take in all, and what cannot be rolled back.
 const ROLL_BACK_TIME: Duration = Duration::from_secs(120);
 
 /// Data that goes into a step's [`Op::Receive`].
@@ -53,6 +53,8 @@ pub struct Step {
     pub feed: Option<Feed>,
     /// Whether its failure is only worth a warning.
     pub best_effort: bool,
+    /// Whether a cancellation leaves it alone once it has begun.
+    pub whole: bool,
 }
 
 impl Step {
@@ -68,6 +70,7 @@ impl Step {
             undo: Script::default(),
             feed: None,
             best_effort: false,
+            whole: false,
         }
     }
 
@@ -82,6 +85,14 @@ impl Step {
     #[must_use]
     pub fn or_say(mut self, failure: impl Into<String>) -> Self {
         self.failure = failure.into();
+        self
+    }
+
+    /// Lets nothing but a deadline end it once it has begun: for the few operations behind which there is no way back.
+    /// Half of them is what neither oned nor a second try could make sense of.
+    #[must_use]
+    pub fn whole(mut self) -> Self {
+        self.whole = true;
         self
     }
 
@@ -164,6 +175,8 @@ impl Runner<'_> {
             Some(Feed::File(file)) => Some(Input::File(file)),
             None => None,
         };
+        let whole = Control::only_within(ROLL_BACK_TIME);
+        let control = if step.whole { &whole } else { control };
         step.host.run(&step.script, Io { input, ..Io::default() }, control).with_context(|| step.failure.clone())
     }
 

@@ -69,13 +69,14 @@ pub fn convert(from: (&Path, Format<'_>), to: (&Path, Format<'_>), zeroes: Zeroe
 /// `qemu-img rebase -f qcow2 -F FORMAT -b BACKING PATH`: gives an overlay another backing file.
 ///
 /// With `keep_content` clusters that differ are copied into the overlay first, and it may be killed at any time: the old
-/// backing file holds until all is copied. Without (`-u`) only the name changes: for a backing file of equal content.
+/// backing file holds until all is copied. That needs `-t writethrough`: otherwise qemu-img changes the name while the
+/// tables that lead to the copied clusters are still in its memory, and a kill then shows the new backing file's data.
+/// Without (`-u`) only the name changes: for a backing file of equal content.
 #[must_use]
 pub fn rebase(path: &Path, backing: Option<&Path>, backing_format: Format<'_>, keep_content: bool) -> Cmd {
     let mut args: Vec<OsString> = vec!["rebase".into(), "-q".into(), "-f".into(), "qcow2".into()];
-    if !keep_content {
-        args.push("-u".into());
-    }
+    let safety: &[&str] = if keep_content { &["-t", "writethrough"] } else { &["-u"] };
+    args.extend(safety.iter().map(OsString::from));
     match backing {
         Some(backing) => args.extend(["-F".into(), backing_format.into(), "-b".into(), backing.into()]),
         None => args.extend(["-b".into(), OsString::new()]),
@@ -104,6 +105,9 @@ mod tests {
         assert_eq!(convert.to_string(), "qemu-img convert -q -f raw -O qcow2 -S 0 /a /b");
         let overlay = create_overlay(Path::new("/s/2"), Path::new("/s/1"), "qcow2", 512);
         assert_eq!(overlay.to_string(), "qemu-img create -q -u -f qcow2 -F qcow2 -b /s/1 /s/2 512");
-        assert_eq!(rebase(Path::new("/s/2"), None, "", true).to_string(), "qemu-img rebase -q -f qcow2 -b '' /s/2");
+        assert_eq!(
+            rebase(Path::new("/s/2"), None, "", true).to_string(),
+            "qemu-img rebase -q -f qcow2 -t writethrough -b '' /s/2"
+        );
     }
 }

@@ -111,8 +111,8 @@ pub enum HttpError {
         /// The address.
         url: String,
     },
-    /// It had to stop.
-    #[error(transparent)]
+    /// It had to stop. Not transparent: the exit status depends on finding the source.
+    #[error("{0}")]
     Stopped(#[from] Stopped),
 }
 

@@ -151,8 +151,12 @@ impl Place {
     /// # Errors
     /// What the step says.
     pub fn replace(&self, cx: &Cx<'_>, staging: &Path, path: &Path, failure: &str) -> Result<()> {
-        let ops = [Op::Sync { path: staging.to_owned() }, Op::Rename { from: staging.to_owned(), to: path.to_owned() }];
-        cx.apply(Step::new(&self.host, format!("Put it in the place of {}", path.display()), ops).or_say(failure))?;
+        // What is on its way to the disk can still be cancelled; what follows is quick.
+        let sync = [Op::Sync { path: staging.to_owned() }];
+        cx.apply(Step::new(&self.host, "Have it on the disk", sync).or_say(failure))?;
+        let ops = [Op::Rename { from: staging.to_owned(), to: path.to_owned() }];
+        let what = format!("Put it in the place of {}", path.display());
+        cx.apply(Step::new(&self.host, what, ops).or_say(failure).whole())?;
         Ok(())
     }
 
@@ -168,7 +172,7 @@ impl Place {
             Op::Remove { path: away, tree: true, must_exist: false },
         ];
         let what = format!("Remove {}; this cannot be undone", path.display());
-        cx.apply(Step::new(&self.host, what, ops).or_say(failure))?;
+        cx.apply(Step::new(&self.host, what, ops).or_say(failure).whole())?;
         Ok(())
     }
 

@@ -73,7 +73,7 @@ pub fn delete(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     ops.push(Op::Remove { path: data.path.clone(), tree: false, must_exist: true });
     ops.extend(layers.moved_marker(target.id).map(remove));
     let what = format!("Remove {}; this cannot be undone", data.path.display());
-    cx.apply(Step::new(&target.place.host, what, ops).or_say(&failure))?;
+    cx.apply(Step::new(&target.place.host, what, ops).or_say(&failure).whole())?;
     Ok(Reply::Nothing)
 }
 
