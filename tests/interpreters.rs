@@ -605,10 +605,11 @@ fn publishing_and_sweeping_are_alike() {
     let swept = |root: &Path| {
         let names: Vec<OsString> =
             fs::read_dir(staging::dir(root)).expect("there").map(|entry| entry.expect("entry").file_name()).collect();
-        let mut dead = staging::dead(&names, &me);
+        let mut ops = staging::clear(root, &names, &me);
+        let [Op::Sweep { dead, .. }] = ops.as_mut_slice() else { panic!("{ops:?}") };
         assert_eq!(dead.len(), AWKWARD.len());
         dead.push(name(&dead_tag(), b"never-there"));
-        vec![Op::Sweep { staging: staging::dir(root), dead }]
+        ops
     };
     let outcome = both(plant, swept, None);
     outcome.values();
@@ -619,7 +620,7 @@ fn publishing_and_sweeping_are_alike() {
     let publish = |root: &Path| {
         let from = staging::staging_path(root, &me, OsStr::new("mine"));
         let mut ops = vec![Op::Publish { from: from.clone(), to: root.join("mine") }];
-        ops.extend(staging::retire(&from).ops);
+        ops.extend(staging::retire(root, &me, &from, true));
         ops
     };
     let outcome = both(plant, publish, None);
@@ -650,6 +651,7 @@ fn programs_run_alike() {
                     file_size: Some(1 << 20),
                     cpu_seconds: Some(9),
                     address_space: None,
+                    wall_seconds: None,
                 })),
                 Op::Run(Cmd::new("ls").arg("--").arg(root.join(OsStr::from_bytes(AWKWARD[3])))),
                 Op::Run(sh(

@@ -73,7 +73,14 @@ pub fn read_link(path: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 pub fn list(path: &Path) -> io::Result<Option<Vec<OsString>>> {
-    let Some(entries) = absent(fs::read_dir(path))? else { return Ok(None) };
+    if absent(fs::metadata(path))?.is_none() {
+        return Ok(None);
+    }
+    let entries = match fs::read_dir(path) {
+        // Somebody else removed it just now.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        result => result?,
+    };
     entries.map(|entry| entry.map(|entry| entry.file_name())).collect::<io::Result<_>>().map(Some)
 }
 

@@ -5,22 +5,26 @@
 //! 1. The staging file is written, checked and synced.
 //! 2. [`Op::Publish`]: a hard link gives it the final name too.
 //! 3. The reply is written to stdout.
-//! 4. [`retire`]: the staging name is removed, the directory synced. Only then the process exits with 0.
+//! 4. [`retire`]: the final name is made durable, and last the staging name is removed. Then the process exits with 0.
 //!
 //! oned takes an action for done only when the process ends with 0: a killed run has failed, even after step 3. So a
-//! staging name whose owner is dead means that nobody was told, and [`Op::Sweep`] may remove the file, and the final
+//! staging name whose owner was killed means that nobody was told, and [`Op::Sweep`] may remove the file, and the final
 //! name too if it is the same inode. When step 4 fails, the action must fail: a staging name left behind with exit
 //! status 0 would take the registered image away at the next sweep.
+//!
+//! After a power cut a staging name may be back that had been removed, because directories are written late. Then nobody
+//! knows whether oned was told, and only the staging name goes: an orphan at worst, never a lost image. A bridge may
+//! lose power alone, so there the removal is synced before the process ends.
 //!
 //! # Who is dead
 //!
 //! The owner is always the action's process on the front-end, also for files on bridges and hosts, where no process
-//! lives from one phase to the next. It stands in the name: machine, boot, process and its start time. [`dead`] compares
+//! lives from one phase to the next. It stands in the name: machine, boot, process and its start time. [`clear`] compares
 //! these with `/proc`, on the machine that is the owner, and hands [`Op::Sweep`] the names. So there is no lock file to
 //! leak, no trust in `flock` over NFS, no guess by age, and no race: the dead stay dead. A bridge may still be running an
 //! orphaned `qemu-img` into a file that is swept: it then writes to an unlinked inode.
 //!
-//! The staging directory itself stays, even when empty: another run may be about to write in it.
+//! The last one to leave removes the staging directory; a claim file ([`claim_path`]) keeps it until then.
 //!
 //! Files of another machine (the other front-end of a pair) are left to that machine, or to an operator: [`owner_of`].
 
@@ -35,7 +39,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use md5::{Digest, Md5};
 
-use super::op::{Op, Script};
+use super::op::Op;
 
 /// Name of the staging directory in a datastore's directory.
 pub const DIR: &str = ".onestore";
@@ -111,19 +115,28 @@ impl Owner {
         (owner.tag() == text).then_some(owner)
     }
 
-    /// Whether the process is known to have ended, as `me` can tell; what cannot be told is taken for alive.
+    /// What is known of the process, as `me` can tell; what cannot be told is taken for alive.
     ///
-    /// Of this boot and name space: it is not there any more. Of another boot of this machine: it was started before this
-    /// boot, which tells a reboot from a second machine that was cloned with name and id.
-    fn is_dead(&self, me: &Self) -> bool {
+    /// Killed, or ended: it is of this boot and name space and not there any more. Of another boot of this machine: it was
+    /// started before this boot, which tells a reboot from a second machine that was cloned with name and id.
+    fn fate(&self, me: &Self) -> Fate {
         if self.machine != me.machine {
-            return false;
+            return Fate::Alive;
         }
         if self.boot != me.boot {
-            return boot_time().is_some_and(|boot| self.epoch < boot);
+            return if boot_time().is_some_and(|boot| self.epoch < boot) { Fate::Rebooted } else { Fate::Alive };
         }
-        self.space == me.space && start_of(self.pid).is_ok_and(|start| start != Some(self.start)) && !hidden(self.pid)
+        let gone = self.space == me.space && start_of(self.pid).is_ok_and(|start| start != Some(self.start));
+        if gone && !hidden(self.pid) { Fate::Killed } else { Fate::Alive }
     }
+}
+
+/// See [`Owner::fate`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Alive,
+    Killed,
+    Rebooted,
 }
 
 /// When this machine was booted, in seconds since 1970 (`btime` of `proc(5)` stat).
@@ -230,23 +243,27 @@ pub fn owner_of(name: &OsStr) -> Option<Owner> {
     split(name).map(|(owner, _)| owner)
 }
 
-/// Which of the names in a staging directory belong to runs that are dead for certain: what [`Op::Sweep`] gets.
+/// What clears the staging directory of `base`, which holds these names, of runs that are dead for certain.
 #[must_use]
-pub fn dead(names: &[OsString], me: &Owner) -> Vec<OsString> {
-    let is_dead = |name: &&OsString| owner_of(name).is_some_and(|owner| owner.is_dead(me));
-    names.iter().filter(is_dead).cloned().collect()
+pub fn clear(base: &Path, names: &[OsString], me: &Owner) -> Vec<Op> {
+    let of = |fate| names.iter().filter(move |name| owner_of(name).is_some_and(|owner| owner.fate(me) == fate));
+    let dead: Vec<OsString> = of(Fate::Killed).cloned().collect();
+    let sweep = (!dead.is_empty()).then(|| Op::Sweep { staging: dir(base), dead });
+    let remove = |name| Op::Remove { path: dir(base).join(name), tree: true, must_exist: false };
+    sweep.into_iter().chain(of(Fate::Rebooted).map(remove)).collect()
 }
 
-/// Step 4 of the life of a staging file; see the module's text for what it means when it fails.
+/// Step 4 of the life of a staging file, and the end of the owner's claim; see the module's text for the order and for what
+/// it means when it fails. `remote`: whether another machine holds the files.
 #[must_use]
-pub fn retire(staging: &Path) -> Script {
-    let in_dir = staging.parent().unwrap_or(Path::new("/")).to_owned();
-    let base = in_dir.parent().unwrap_or(Path::new("/")).to_owned();
-    Script::new([
-        Op::Remove { path: staging.to_owned(), tree: false, must_exist: false },
-        Op::Sync { path: in_dir },
-        Op::Sync { path: base },
-    ])
+pub fn retire(base: &Path, owner: &Owner, staging: &Path, remote: bool) -> Vec<Op> {
+    let unlink = |path: PathBuf| Op::Remove { path, tree: false, must_exist: false };
+    let mut ops = vec![Op::Sync { path: base.to_owned() }, unlink(claim_path(base, owner)), unlink(staging.to_owned())];
+    if remote {
+        ops.push(Op::Sync { path: dir(base) });
+    }
+    ops.push(Op::RemoveDirIfEmpty { path: dir(base) });
+    ops
 }
 
 #[cfg(test)]
@@ -281,16 +298,21 @@ mod tests {
     #[test]
     fn only_the_dead_of_this_machine_are_dead() {
         let me = Owner::me().expect("proc");
-        assert!(!me.is_dead(&me));
-        assert!(other(&me).is_dead(&me), "another process with the same number");
-        assert!(Owner { boot: !me.boot, epoch: 0, ..me.clone() }.is_dead(&me), "before a reboot");
-        assert!(!Owner { boot: !me.boot, ..other(&me) }.is_dead(&me), "a cloned machine");
-        assert!(!Owner { space: !me.space, ..other(&me) }.is_dead(&me), "another container");
-        assert!(!Owner { machine: !me.machine, ..other(&me) }.is_dead(&me));
+        let rebooted = Owner { boot: !me.boot, epoch: 0, ..me.clone() };
+        assert_eq!(me.fate(&me), Fate::Alive);
+        assert_eq!(other(&me).fate(&me), Fate::Killed, "another process with the same number");
+        assert_eq!(rebooted.fate(&me), Fate::Rebooted);
+        assert_eq!(Owner { boot: !me.boot, ..other(&me) }.fate(&me), Fate::Alive, "a cloned machine");
+        assert_eq!(Owner { space: !me.space, ..other(&me) }.fate(&me), Fate::Alive, "another container");
+        assert_eq!(Owner { machine: !me.machine, ..other(&me) }.fate(&me), Fate::Alive);
         let name =
             |owner: &Owner| staging_path(Path::new("/"), owner, OsStr::new("a")).file_name().map(OsStr::to_owned);
-        let names: Vec<_> = [name(&me), name(&other(&me)), Some("lost+found".into())].into_iter().flatten().collect();
-        assert_eq!(dead(&names, &me), [names[1].clone()]);
+        let names: Vec<_> =
+            [name(&me), name(&other(&me)), name(&rebooted), Some("lost+found".into())].into_iter().flatten().collect();
+        let sweep = Op::Sweep { staging: dir(Path::new("/")), dead: vec![names[1].clone()] };
+        // After a power cut the final name stays: oned may have been told.
+        let remove = Op::Remove { path: dir(Path::new("/")).join(&names[2]), tree: true, must_exist: false };
+        assert_eq!(clear(Path::new("/"), &names, &me), [sweep, remove]);
     }
 
     #[test]

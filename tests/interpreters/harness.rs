@@ -250,7 +250,8 @@ pub fn md5_of(bytes: &[u8]) -> String {
 /// An owner that is dead for certain: another process start under our own number.
 pub fn dead_tag() -> String {
     let me = Owner::me().expect("proc").tag();
-    let (rest, start) = me.rsplit_once('-').expect("four parts");
+    let (rest, epoch) = me.rsplit_once('-').expect("six parts");
+    let (rest, start) = rest.rsplit_once('-').expect("six parts");
     let start = u64::from_str_radix(start, 16).expect("hexadecimal");
-    format!("{rest}-{:x}", start + 1)
+    format!("{rest}-{:x}-{epoch}", start + 1)
 }

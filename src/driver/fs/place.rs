@@ -1,6 +1,6 @@
 //! Which machine handles a datastore's files, and how a new file gets its name there.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,8 +29,8 @@ pub struct Place {
     text: String,
     /// `STAGING_DIR`, where a bridge's streams land first, if the operator set one.
     pub landing: Option<PathBuf>,
-    /// Staging files whose owner died: the folder they stage for, and their names.
-    dead: Vec<(PathBuf, Vec<OsString>)>,
+    /// What clears away the staging files of runs that died.
+    clear: Vec<Op>,
     owner: Owner,
 }
 
@@ -52,13 +52,13 @@ impl Place {
         let folders: Vec<PathBuf> = std::iter::once(&base).chain(&landing).cloned().collect();
         let questions = || folders.iter().map(|folder| Op::List { path: staging::dir(folder) }).collect::<Vec<_>>();
         let place = |host, bridge, answers: Vec<Value>| {
-            let dead = folders.iter().zip(answers).filter_map(|(folder, answer)| match answer {
-                Value::Names(names) => Some((folder.clone(), staging::dead(&names, &owner))),
-                _ => None,
+            let clear = folders.iter().zip(answers).flat_map(|(folder, answer)| match answer {
+                Value::Names(names) => staging::clear(folder, &names, &owner),
+                _ => Vec::new(),
             });
-            let dead = dead.filter(|(_, names)| !names.is_empty()).collect();
+            let clear = clear.collect();
             let (base, text, landing, owner) = (base.clone(), text.clone(), landing.clone(), owner.clone());
-            Self { host, bridge, base, text, landing, dead, owner }
+            Self { host, bridge, base, text, landing, clear, owner }
         };
         if bridges.is_empty() {
             let here = cx.here();
@@ -108,9 +108,7 @@ impl Place {
             Op::MakeDir { path: self.base.clone() },
             Op::Claim { path: staging::claim_path(&self.base, &self.owner) },
         ];
-        for (folder, dead) in &self.dead {
-            ops.push(Op::Sweep { staging: staging::dir(folder), dead: dead.clone() });
-        }
+        ops.extend(self.clear.iter().cloned());
         ops
     }
 
@@ -140,7 +138,7 @@ impl Place {
         let remove = Op::Remove { path: new.path.clone(), tree: false, must_exist: false };
         cx.on_failure(Step::new(&self.host, what, []).undo([remove]));
 
-        let retire = staging::retire(&new.staging).ops.into_iter().chain(self.leave());
+        let retire = staging::retire(&self.base, &self.owner, &new.staging, self.bridge.is_some());
         let what = "Once the reply is delivered, drop the staging name";
         cx.after(Step::new(&self.host, what, retire).or_say(failure));
         Ok(())

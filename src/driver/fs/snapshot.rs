@@ -140,6 +140,10 @@ pub fn flatten(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let there = |path| cx.ask(&place.host, Op::Stat { path, follow: false }).map(|answer| answer.stat());
     if there(files.snapshots())?.is_none() && there(files.image.clone())?.is_some() {
         cx.warn(format!("{} has no snapshots, it is flat already", target.source));
+        cx.apply(
+            Step::new(&place.host, "Clear away what a run left that was killed", place.prepare()).or_say(&failure),
+        )?;
+        place.tidy(cx);
         return Ok(Reply::Nothing);
     }
     let layers = target.layers(cx).with_context(|| failure.clone())?;
