@@ -1,4 +1,4 @@
-//! Running things: what a driver wants done is data ([`Op`], [`Script`], [`Step`]), and this room is the only one that does it.
+//! Running things: what a driver wants done is data ([`op::Op`], [`op::Script`], [`step::Step`]), and this room is the only one that does it.
 //!
 //! # Layout
 //!

@@ -486,12 +486,12 @@ pub mod path {
 
     use serde::{Deserializer, Serializer};
 
-    /// See [`super::latin1`].
+    /// As text of the characters U+0000 to U+00FF: readable for ASCII, exact for everything.
     pub fn serialize<S: Serializer>(path: &Path, s: S) -> Result<S::Ok, S::Error> {
         super::latin1::serialize(path.as_os_str().as_bytes(), s)
     }
 
-    /// See [`super::latin1`].
+    /// As text of the characters U+0000 to U+00FF: readable for ASCII, exact for everything.
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
         super::latin1::deserialize(d).map(|bytes| PathBuf::from(OsString::from_vec(bytes)))
     }
@@ -504,12 +504,12 @@ pub mod os_strings {
 
     use serde::{Deserialize, Deserializer, Serializer};
 
-    /// See [`super::latin1`].
+    /// As text of the characters U+0000 to U+00FF: readable for ASCII, exact for everything.
     pub fn serialize<S: Serializer>(list: &[OsString], s: S) -> Result<S::Ok, S::Error> {
         s.collect_seq(list.iter().map(|one| super::latin1::to_text(one.as_bytes())))
     }
 
-    /// See [`super::latin1`].
+    /// As text of the characters U+0000 to U+00FF: readable for ASCII, exact for everything.
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<OsString>, D::Error> {
         let texts = Vec::<String>::deserialize(d)?;
         let bytes = texts.iter().map(|text| super::latin1::to_bytes(text).map(OsString::from_vec));
