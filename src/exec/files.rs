@@ -377,6 +377,14 @@ pub fn receive(path: &Path, reader: &mut dyn Read, sparse: Sparse, control: &Con
     Ok(len)
 }
 
+pub fn receive_file(path: &Path, source: &File, sparse: Sparse, control: &Control) -> io::Result<u64> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+    let copied = copy::copy_file(source, &file, sparse, control)?;
+    file.sync_all()?;
+    sync_dirs(&[path])?;
+    Ok(copied.size)
+}
+
 pub fn publish(from: &Path, to: &Path) -> io::Result<()> {
     sync(from)?;
     match fs::hard_link(from, to) {

@@ -19,7 +19,7 @@ use super::process::{self, ProcessIo, Programs, Spawn, Stdout};
 pub enum Input<'a> {
     /// A stream. A read that is under way is waited for, also when the script is cancelled.
     Stream(&'a mut (dyn Read + Send)),
-    /// A file, from its present position.
+    /// A file, all of it, at its beginning: its blocks may be shared, and its holes are not read.
     File(&'a File),
 }
 
@@ -131,7 +131,7 @@ fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
 fn receive(path: &std::path::Path, sparse: Sparse, io: &mut Io<'_>, control: &Control) -> io::Result<u64> {
     match io.input.take() {
         Some(Input::Stream(stream)) => files::receive(path, stream, sparse, control),
-        Some(Input::File(mut file)) => files::receive(path, &mut file, sparse, control),
+        Some(Input::File(file)) => files::receive_file(path, file, sparse, control),
         None => Err(io::Error::new(io::ErrorKind::InvalidInput, "There is no input")),
     }
 }

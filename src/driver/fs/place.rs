@@ -106,6 +106,17 @@ impl Place {
         staging::staging_path(&self.base, &self.owner, name.as_ref())
     }
 
+    /// What killed runs left in another directory of this machine where staging files land first: their names.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn dead_in(&self, cx: &Cx<'_>, dir: &Path) -> Result<Vec<std::ffi::OsString>> {
+        Ok(match cx.ask(&self.host, Op::List { path: dir.to_owned() })? {
+            Value::Names(names) => staging::dead(&names, &self.owner),
+            _ => Vec::new(),
+        })
+    }
+
     /// What every change begins with: the directories, and the end of what killed runs left.
     pub fn prepare(&self) -> Vec<Op> {
         let dir = staging::dir(&self.base);

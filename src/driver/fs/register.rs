@@ -3,6 +3,7 @@
 //! Source: contract 02 §2.1, §2.4; 03. The bytes pass once: source, digests, decoder, inspector, sparse writer. Nothing
 //! opens them before the inspector has judged their header, and the image gets its name when everything has been checked.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -17,7 +18,7 @@ use super::snapshot::staged_limit;
 use crate::context::Cx;
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::cmd::Secret;
-use crate::exec::op::{Op, Sparse};
+use crate::exec::op::{Op, Sparse, Value};
 use crate::exec::step::{Feed, Step};
 use crate::image::{Contents, Format, Inspection};
 use crate::payload::{ActionData, Datastore, DatastoreType, Image, ImageType};
@@ -188,25 +189,50 @@ fn receive(cx: &Cx<'_>, place: &Place, datastore: &Datastore, mut incoming: Inco
         (None, _) => String::new(),
     };
     let what = format!("Write {} to a staging file{how}", to.shown);
-    let feed = match incoming.plain_file.take() {
-        Some(file) => Feed::File(file),
-        None => Feed::Stream(Box::new(incoming)),
+    let announced = incoming.encoded_len;
+    let (feed, source) = match incoming.plain_file.take() {
+        Some(file) => {
+            let again = file.try_clone().with_context(|| to.failure.to_owned())?;
+            (Feed::File(file), Some(again))
+        }
+        // It compares by itself.
+        None => (Feed::Stream(Box::new(incoming)), None),
+    };
+    let check = |answers: &[Value]| match &source {
+        Some(file) if cx.is_real() => unchanged(file, announced, answers, to),
+        _ => Ok(()),
     };
     let staging_dir = datastore.template.staging_dir.trimmed().filter(|_| place.bridge.is_some());
     let Some(staging_dir) = staging_dir else {
-        cx.apply(place.receive(what, to.path, to.sparse, feed).or_say(to.failure))?;
-        return Ok(());
+        let answers = cx.apply(place.receive(what, to.path, to.sparse, feed).or_say(to.failure))?;
+        return check(&answers);
     };
     let name = to.path.file_name().unwrap_or_default();
     let landing = Path::new(staging_dir).join(name);
     let dumping = format!("Error dumping {} to {}", to.shown, place.show(&landing));
-    let ops =
-        [Op::MakeDir { path: PathBuf::from(staging_dir) }, Op::Receive { path: landing.clone(), sparse: to.sparse }];
-    let undo = [Op::Remove { path: landing.clone(), tree: false, must_exist: false }];
-    cx.apply(Step::new(&place.host, what, ops).undo(undo).or_say(dumping).feed(feed))?;
+    let remove = |path| Op::Remove { path, tree: false, must_exist: false };
+    let staging_dir = PathBuf::from(staging_dir);
+    let dead = place.dead_in(cx, &staging_dir).with_context(|| dumping.clone())?;
+    let mut ops: Vec<Op> = dead.into_iter().map(|name| remove(staging_dir.join(name))).collect();
+    ops.push(Op::MakeDir { path: staging_dir });
+    ops.push(Op::Receive { path: landing.clone(), sparse: to.sparse });
+    let undo = [remove(landing.clone())];
+    check(&cx.apply(Step::new(&place.host, what, ops).undo(undo).or_say(dumping).feed(feed))?)?;
     let mut ops = place.prepare();
     ops.push(Op::Move { from: landing, to: to.path.to_owned() });
     cx.apply(place.staging_step("Move it into the datastore", to.path, ops).or_say(to.failure))?;
+    Ok(())
+}
+
+/// Refuses a copy of a file whose size was another one before or after: it may be a mixture of both.
+fn unchanged(source: &File, announced: Option<u64>, answers: &[Value], to: &Landing<'_>) -> Result<()> {
+    let meta = source.metadata().with_context(|| to.failure.to_owned())?;
+    let received = answers.iter().find_map(Value::number);
+    let now = if meta.is_file() { Some(meta.len()) } else { announced };
+    if received != announced || now != announced {
+        let number = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), |bytes| bytes.to_string());
+        bail!("{}: {} was changed meanwhile: {} bytes became {}", to.failure, to.shown, number(announced), number(now));
+    }
     Ok(())
 }
 
