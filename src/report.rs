@@ -62,13 +62,29 @@ pub fn one_line(error: &anyhow::Error) -> String {
     parts.join(": ")
 }
 
-/// Control characters escaped, white space at the ends removed: what came from outside cannot forge a second line.
+/// Longest text that is shown whole, in characters; an attribute may have as many as a document.
+const LONGEST: usize = 4 << 10;
+
+/// Control characters escaped, white space at the ends removed: what came from outside cannot forge a second line. Of a
+/// text that is very long, beginning and end.
 #[must_use]
 pub fn clean(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.trim().chars() {
+    let text = text.trim();
+    let length = text.chars().count();
+    let mut out = String::with_capacity(text.len().min(4 * LONGEST));
+    for (at, c) in text.chars().enumerate() {
+        if length > LONGEST && at >= LONGEST / 2 && at < length - LONGEST / 4 {
+            if at == LONGEST / 2 {
+                out.push_str(" … ");
+            }
+            continue;
+        }
         match c {
             '\n' | '\r' | '\t' => out.push(' '),
+            // Also what breaks lines or turns their direction in a user interface.
+            '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                out.extend(c.escape_unicode());
+            }
             c if c.is_control() => out.extend(c.escape_default()),
             c => out.push(c),
         }
@@ -199,6 +215,13 @@ mod tests {
         assert_eq!(one_line(&error), "Error copying /a to /b: disk full $(x)\\u{1b}[0m");
         let doubled = anyhow!("inner").context("outer: inner");
         assert_eq!(one_line(&doubled), "outer: inner");
+    }
+
+    #[test]
+    fn a_text_without_end_is_shortened_and_keeps_its_end() {
+        let shown = clean(&format!("Bad PATH {}: no such file\u{202e}", "x".repeat(1 << 20)));
+        assert!(shown.starts_with("Bad PATH xxx") && shown.ends_with("xx: no such file\\u{202e}"), "{shown}");
+        assert!(shown.chars().count() < LONGEST);
     }
 
     #[test]

@@ -214,7 +214,7 @@ pub enum Op {
         /// The staging directory.
         #[serde(with = "path")]
         staging: PathBuf,
-        /// Names in it whose owner is dead, as [`super::staging::dead`] found. Others are not touched.
+        /// Names in it whose owner is dead, as [`super::staging::clear`] found. Others are not touched.
         #[serde(with = "os_strings")]
         dead: Vec<OsString>,
     },

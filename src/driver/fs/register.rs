@@ -3,6 +3,7 @@
 //! Source: contract 02 §2.1, §2.4; 03. The bytes pass once: source, digests, decoder, inspector, sparse writer. Nothing
 //! opens them before the inspector has judged their header, and the image gets its name when everything has been checked.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -17,7 +18,7 @@ use super::place::{NewImage, Place};
 use crate::context::Cx;
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::cmd::Secret;
-use crate::exec::op::{Op, Sparse};
+use crate::exec::op::{Op, Sparse, Value};
 use crate::exec::staging;
 use crate::exec::step::{Feed, Step};
 use crate::image::{Contents, Format, Inspection};
@@ -194,16 +195,23 @@ fn receive(cx: &Cx<'_>, place: &Place, mut incoming: Incoming, to: &Landing<'_>)
         (None, _) => String::new(),
     };
     let what = format!("Write {} to a staging file{how}", to.shown);
-    let feed = if let Some(file) = incoming.plain_file.take() {
-        Feed::File(file)
+    let announced = incoming.encoded_len;
+    let (feed, source) = if let Some(file) = incoming.plain_file.take() {
+        let again = file.try_clone().with_context(|| to.failure.to_owned())?;
+        (Feed::File(file), Some(again))
     } else {
         let (log, total) = (cx.log.clone(), incoming.image_len());
         let tell = Box::new(move |line: &str| log.progress(line));
-        Feed::Stream(Box::new(Progress::new(incoming, total, cx.log.progress_interval(), tell)))
+        // A stream compares its length by itself.
+        (Feed::Stream(Box::new(Progress::new(incoming, total, cx.log.progress_interval(), tell))), None)
+    };
+    let check = |answers: &[Value]| match &source {
+        Some(file) if cx.is_real() => unchanged(file, announced, answers, to),
+        _ => Ok(()),
     };
     let Some(folder) = &place.landing else {
-        cx.apply(place.receive(what, to.path, to.sparse, feed).or_say(to.failure))?;
-        return Ok(());
+        let answers = cx.apply(place.receive(what, to.path, to.sparse, feed).or_say(to.failure))?;
+        return check(&answers);
     };
     let name = staging::final_of(to.path).and_then(|path| path.file_name().map(ToOwned::to_owned)).unwrap_or_default();
     let landing = place.landing(folder, &name);
@@ -213,10 +221,22 @@ fn receive(cx: &Cx<'_>, place: &Place, mut incoming: Incoming, to: &Landing<'_>)
     let remove = Op::Remove { path: landing.clone(), tree: false, must_exist: false };
     let leave = Op::RemoveDirIfEmpty { path: dir };
     let step = Step::new(&place.host, what, ops).undo([remove, leave.clone()]).or_say(dumping).feed(feed);
-    cx.apply(step)?;
+    check(&cx.apply(step)?)?;
     let mut ops = place.prepare();
     ops.extend([Op::Move { from: landing, to: to.path.to_owned() }, leave]);
     cx.apply(place.staging_step("Move it into the datastore", to.path, ops).or_say(to.failure))?;
+    Ok(())
+}
+
+/// Refuses a copy of a file whose size was another one before or after: it may be a mixture of both.
+fn unchanged(source: &File, announced: Option<u64>, answers: &[Value], to: &Landing<'_>) -> Result<()> {
+    let meta = source.metadata().with_context(|| to.failure.to_owned())?;
+    let received = answers.iter().find_map(Value::number);
+    let now = if meta.is_file() { Some(meta.len()) } else { announced };
+    if received != announced || now != announced {
+        let number = |bytes: Option<u64>| bytes.map_or_else(|| "?".to_owned(), |bytes| bytes.to_string());
+        bail!("{}: {} was changed meanwhile: {} bytes became {}", to.failure, to.shown, number(announced), number(now));
+    }
     Ok(())
 }
 
