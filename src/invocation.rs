@@ -3,11 +3,12 @@
 //! The last three components of the called path decide (`datastore|tm / <mad> / <action>[.<system>]`), never the target
 //! of a link (rule 1 of `docs/architecture.md`; contract 01 §3). A path may hold `..` (`tm/ssh/../qcow2/premigrate`).
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use crate::action::{Action, Kind};
+use crate::location::normalize;
 
 /// One call of a driver action.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,26 +109,6 @@ impl fmt::Display for Invocation {
             None => Ok(()),
         }
     }
-}
-
-/// Resolves `.` and `..` by text alone and collapses repeated slashes.
-///
-/// Right for called paths and for what oned prints (`/var/lib/one//datastores/1`), wrong where `..` may follow a link.
-#[must_use]
-pub fn normalize(path: &Path) -> PathBuf {
-    let mut out = PathBuf::new();
-    for component in path.components() {
-        match component {
-            Component::CurDir => {}
-            Component::ParentDir => {
-                if !out.pop() || out.as_os_str() == OsStr::new("") {
-                    out.push("/");
-                }
-            }
-            other => out.push(other.as_os_str()),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

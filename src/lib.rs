@@ -13,10 +13,10 @@
 //! - [`payload`]: standard input as typed values.
 //! - [`oned`]: asking oned for objects.
 //! - [`settings`], [`location`], [`report`]: configuration files, folders, oned's dialect on stdout and stderr.
-//! - [`transfer`]: bytes on their way: sources, decoders, digests, sparse copies.
+//! - [`transfer`]: what a user named as a checked stream: sources, decoders, digests.
 //! - [`image`]: what image headers say, judged before any program opens the image.
 //! - [`tool`]: one file per external program: commands as data.
-//! - [`exec`]: operations, scripts and steps; the interpreters and hosts that run them.
+//! - [`exec`]: operations, scripts and steps; the interpreters and hosts that run them; sparse copies.
 
 pub mod action;
 pub mod actions_page;

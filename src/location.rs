@@ -3,9 +3,7 @@
 //! Source: contract 01 §2 (the `ONE_LOCATION` rules).
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
-
-use crate::invocation::normalize;
+use std::path::{Component, Path, PathBuf};
 
 /// The folders of one OpenNebula installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +72,7 @@ impl ImageFiles {
     /// [`NotInDatastore`] when it is not, or when the name is hidden (`.onestore`, `.isofiles` are not images).
     pub fn new(base: &Path, source: &Path) -> Result<Self, NotInDatastore> {
         let refuse = || NotInDatastore { source_path: source.to_owned(), base: base.to_owned() };
-        let dots = source.components().any(|c| matches!(c, std::path::Component::ParentDir));
+        let dots = source.components().any(|c| matches!(c, Component::ParentDir));
         let (base, image) = (normalize(base), normalize(source));
         let name = image.file_name().ok_or_else(refuse)?;
         let hidden = name.as_encoded_bytes().starts_with(b".");
@@ -109,6 +107,26 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(OsStr::new(suffix));
     PathBuf::from(name)
+}
+
+/// Resolves `.` and `..` by text alone and collapses repeated slashes.
+///
+/// Right for called paths and for what oned prints (`/var/lib/one//datastores/1`), wrong where `..` may follow a link.
+#[must_use]
+pub fn normalize(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                if !out.pop() || out.as_os_str() == OsStr::new("") {
+                    out.push("/");
+                }
+            }
+            other => out.push(other.as_os_str()),
+        }
+    }
+    out
 }
 
 #[cfg(test)]

@@ -474,7 +474,7 @@ mod sources {
         type Change = fn(&std::path::Path);
         let changes: [(&str, Change); 2] = [
             ("shrinks", |file| {
-                fs::File::options().write(true).open(file).expect("opens").set_len(70_000).expect("cuts")
+                fs::File::options().write(true).open(file).expect("opens").set_len(70_000).expect("cuts");
             }),
             ("grows", |file| {
                 let file = fs::File::options().write(true).open(file).expect("opens");

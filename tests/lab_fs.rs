@@ -7,7 +7,6 @@ use std::process::Command;
 use std::time::Duration;
 
 #[path = "faults/house.rs"]
-#[allow(dead_code)]
 mod house;
 #[path = "faults/kills.rs"]
 #[allow(dead_code)]
@@ -263,21 +262,21 @@ fn every_action_by_bridge(agent: bool) {
     }
     assert_eq!((house.staged(), house.content().len()), (vec![], 0));
     // Snapshots.
-    let state = |house: &House| house.content().get("abc").cloned();
+    let now = |house: &House| house.content().get("abc").cloned();
     let image = house.copies();
     let first = digest(&house.base.join("abc.snap/0"));
     b.act("snap_revert", &source_of(&image, 0), "").reply("snap_revert a copy");
-    assert_eq!(state(house), Some(first.clone()));
+    assert_eq!(now(house), Some(first.clone()));
     b.act("snap_delete", &source_of(&image, 1), "").reply("snap_delete a copy");
     b.act("snap_flatten", &source_of(&image, 0), "").reply("snap_flatten a copy");
-    assert_eq!((state(house), house.content().len()), (Some(first), 1));
+    assert_eq!((now(house), house.content().len()), (Some(first), 1));
     b.act("rm", &source_of(&image, -1), "").reply("rm");
     let image = house.chain();
     let top = guest(&house.base.join("abc.snap/2"));
     b.act("snap_delete", &source_of(&image, 1), "").reply("snap_delete of a chain");
     assert_eq!(guest(&house.base.join("abc.snap/2")), top);
     b.act("snap_flatten", &source_of(&image, 2), "").reply("snap_flatten of a chain");
-    assert_eq!((state(house), house.content().len()), (Some(top), 1));
+    assert_eq!((now(house), house.content().len()), (Some(top), 1));
     b.act("rm", &source_of(&image, -1), "").reply("rm");
     let image = house.chain();
     let first = guest(&house.base.join("abc.snap/0"));

@@ -12,15 +12,16 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use onestore::exec::control::{Cancel, Control};
+use onestore::exec::copy;
 use onestore::exec::op::Sparse;
 use onestore::image::Format;
 use onestore::transfer::decode::Compression;
 use onestore::transfer::digest::{Algorithm, Expected};
+use onestore::transfer::http;
 use onestore::transfer::import::{self, Incoming, open};
 use onestore::transfer::proxy::ProxyChoice;
 use onestore::transfer::size::{self, SizeError, size_of};
 use onestore::transfer::source::PathPolicy;
-use onestore::transfer::{copy, http};
 use server::{Length, Reply, Server, ranged};
 
 fn control() -> Control {

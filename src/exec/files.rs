@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::control::Control;
 use super::op::{FileKind, READ_LIMIT, Space, Sparse, Stat};
 use super::staging;
-use crate::transfer::copy;
+use crate::exec::copy;
 
 /// Nothing there, instead of an error that says so. A parent that is no directory has nothing in it either.
 fn absent<T>(result: io::Result<T>) -> io::Result<Option<T>> {

@@ -13,6 +13,7 @@
 //! - [`process`]: one child process: spawned in its own group, waited for by pidfd, killed as a group.
 //! - [`agent`]: the in process interpreter as the far side of an ssh connection.
 //! - [`leash`]: children that die with us.
+//! - [`copy`]: copies between files and streams into files, with reflinks and holes.
 //! - [`relay`]: a file of one host as a stream for another.
 //! - [`host`]: where scripts run: here, through the OpenSSH client, or through libssh2.
 //! - [`lock`]: named advisory locks, compatible with `/var/lock/one`.
@@ -22,6 +23,7 @@
 pub mod agent;
 pub mod cmd;
 pub mod control;
+pub mod copy;
 pub mod error;
 mod files;
 pub mod host;

@@ -7,7 +7,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::import::ImportError;
 use super::url::redact;
 use crate::exec::cmd::Secret;
 use crate::exec::control::Control;
@@ -30,14 +29,15 @@ pub struct Helper {
 impl Helper {
     /// Opens `location` as a stream.
     ///
+    /// `None` for a scheme that the program does not know, where there is no program, and for a location that is more than a
+    /// plain address: the program hands it to a shell.
+    ///
     /// # Errors
-    /// [`ImportError::Scheme`] for a scheme that the program does not know or where there is no program, and for a
-    /// location that is more than a plain address: the program hands it to a shell. What goes wrong later is the error of
-    /// a read.
-    pub(super) fn open(&self, location: &str, scheme: &str, control: &Control) -> Result<Relay, ImportError> {
+    /// When no thread can be made. What goes wrong later is the error of a read.
+    pub(super) fn open(&self, location: &str, scheme: &str, control: &Control) -> Option<io::Result<Relay>> {
         let rest = location.split_once("://").map_or("", |(_, rest)| rest);
         if !SCHEMES.contains(&scheme) || !is_plain(scheme, rest) || !self.program.is_file() {
-            return Err(ImportError::Scheme { location: redact(location), scheme: scheme.to_owned() });
+            return None;
         }
         let shown = format!("{} --nodecomp {} -", self.program.display(), redact(location));
         let spawn = Spawn {
@@ -48,11 +48,10 @@ impl Helper {
             hidden: vec![self.action_data.clone()],
         };
         let control = control.clone();
-        let relay = Relay::start(move |mut writer| {
+        Some(Relay::start(move |mut writer| {
             let io = ProcessIo { stdin: Stdin::Null, stdout: Stdout::Writer(&mut writer) };
             process::run(&spawn, io, &control).map(drop).map_err(io::Error::other)
-        });
-        relay.map_err(|source| ImportError::Read { location: redact(location), source })
+        }))
     }
 }
 
@@ -96,7 +95,8 @@ mod tests {
 
     fn read(helper: &Helper, location: &str, scheme: &str) -> Result<String, String> {
         let control = Control::new(Cancel::new());
-        let mut relay = helper.open(location, scheme, &control).map_err(|e| e.to_string())?;
+        let relay = helper.open(location, scheme, &control).ok_or("refused")?;
+        let mut relay = relay.map_err(|e| e.to_string())?;
         let mut text = String::new();
         relay.read_to_string(&mut text).map(|_| text).map_err(|e| e.to_string())
     }
@@ -143,7 +143,7 @@ mod tests {
             "ssh://h:/~root/x",
         ] {
             let scheme = location.split(':').next().expect("a scheme");
-            assert!(read(&helper, location, scheme).expect_err("refused").contains("is not served"), "{location}");
+            assert_eq!(read(&helper, location, scheme).expect_err("refused"), "refused", "{location}");
         }
         assert!(read(&helper, "ftp://h/a", "ftp").is_err());
     }

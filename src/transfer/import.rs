@@ -1,10 +1,11 @@
 //! The one pass of an import: source → rate limit → digests → decoder → the caller, who inspects the first bytes and
-//! writes the rest with [`super::copy::receive`].
+//! writes the rest with [`crate::exec::copy::receive`].
 //!
 //! ```no_run
 //! # use onestore::exec::control::{Cancel, Control};
 //! # use onestore::exec::op::Sparse;
-//! # use onestore::transfer::{copy, import};
+//! # use onestore::exec::copy;
+//! # use onestore::transfer::import;
 //! let control = Control::new(Cancel::on_signals()?);
 //! let mut incoming = import::open("http://host/image.qcow2.xz".as_ref(), &import::Options::default(), &control)?;
 //! let found = incoming.inspect()?;
@@ -145,7 +146,9 @@ fn open_origin(location: &OsStr, options: &Options, stop: &Stop) -> Result<Opene
             let refuse = || ImportError::Scheme { location: shown(location), scheme: scheme.to_owned() };
             let helper = options.helper.as_ref().ok_or_else(refuse)?;
             let text = location.to_str().ok_or_else(refuse)?;
-            let relay = helper.open(text, &scheme.to_ascii_lowercase(), &stop.control())?;
+            let relay = helper.open(text, &scheme.to_ascii_lowercase(), &stop.control()).ok_or_else(refuse)?;
+            let failed = |source| ImportError::Read { location: shown(location), source };
+            let relay = relay.map_err(failed)?;
             Ok(Opened { reader: Box::new(relay), len: None, file: None })
         }
     }

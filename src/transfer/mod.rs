@@ -1,8 +1,7 @@
-//! Moving image data: copies between files, streams into files, and the one-pass import of what a user named.
+//! The one-pass import of what a user named: a path or URL becomes a checked stream. [`crate::exec::copy`] writes it.
 //!
 //! # Layout
 //!
-//! - [`copy`]: file to file and stream to file, with reflinks and holes.
 //! - [`import`]: opens what a user named as one stream: source, rate limit, digests, decoder; and its first bytes.
 //! - [`size`]: how large an image will be, for the `stat` of a datastore.
 //! - [`source`]: files of this machine that users name, and which they may.
@@ -11,7 +10,6 @@
 //! - [`helper`]: downloads by upstream's program, for schemes that we do not serve.
 //! - [`rate`], [`digest`], [`decode`]: the stages of an import: how fast, whether it is the right one, what is inside.
 
-pub mod copy;
 pub mod decode;
 pub mod digest;
 pub mod helper;

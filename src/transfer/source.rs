@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use crate::invocation::normalize;
+use crate::location::normalize;
 
 /// Which directories users may import from: contract 02 §2, `SAFE_DIRS` and `RESTRICTED_DIRS`.
 #[derive(Clone, Debug, Default)]

@@ -1,6 +1,9 @@
 //! A front-end of its own in a temporary folder, and calls of the real binary in it as oned makes them: by links in a
 //! remotes tree, the document as Base64 on standard input.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(clippy::unused_self, reason = "what is made is made in the house")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -312,7 +315,7 @@ pub fn digest(path: &Path) -> String {
             len => digest.update(&block[..len]),
         }
     }
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:032x}", u128::from_be_bytes(digest.finalize().into()))
 }
 
 fn describe(top: &Path, dir: &Path, found: &mut BTreeMap<String, String>) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::layers::{Layer, Layers};
+use super::layers::{Layer, Layers, data_format};
 use super::nfs;
 use super::place::{NewImage, Place, bridges_on, in_turn, reach};
 use super::register::{conversion, sparse_of};
@@ -19,6 +19,7 @@ use crate::exec::host::Host;
 use crate::exec::op::{Op, Sparse};
 use crate::exec::relay;
 use crate::exec::step::{Feed, Step};
+use crate::image::Format;
 use crate::location::ImageFiles;
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
@@ -68,7 +69,17 @@ pub fn clone(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         }
     }
     place.publish(cx, &new, &failure)?;
-    Ok(Reply::Cloned { source: new.source, format: wanted.map(str::to_owned) })
+    let format = wanted.map(|wanted| replied(wanted, target, layer.format).to_owned());
+    Ok(Reply::Cloned { source: new.source, format })
+}
+
+/// The format to tell oned where the datastore has a `DRIVER`: what was written, where that is a format that we write. An
+/// encrypted image is not converted, and to QEMU it is raw.
+fn replied<'f>(wanted: &'f str, target: Option<&'f str>, format: Format) -> &'f str {
+    match wanted {
+        "qcow2" | "raw" => target.unwrap_or_else(|| data_format(format)),
+        other => other,
+    }
 }
 
 fn place_text(source: &Source, path: &str) -> String {
@@ -86,7 +97,7 @@ impl Source {
     /// A source datastore with bridges is asked through one of them; one without is looked for on the target's machine
     /// first, which upstream takes for granted, and then on the front-end.
     fn find(cx: &Cx<'_>, request: &Request, place: &Place, path: &Path) -> Result<Self> {
-        let path = crate::invocation::normalize(path);
+        let path = crate::location::normalize(path);
         if !path.is_absolute() {
             bail!(Misuse(format!("Bad IMAGE/PATH {}: it has to be an absolute path", path.display())));
         }
@@ -161,4 +172,18 @@ fn convert(cx: &Cx<'_>, place: &Place, from: &Layer, new: &NewImage, format: &st
     let what = format!("Convert {} from {} to {format}", from.path.display(), from.format);
     cx.apply(place.staging_step(what, &new.staging, ops).or_say(failure))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oned_is_told_what_was_written() {
+        assert_eq!(replied("qcow2", Some("qcow2"), Format::Raw), "qcow2");
+        assert_eq!(replied("qcow2", None, Format::Qcow2), "qcow2");
+        // It stays as it is, and a VM given it as qcow2 would not start.
+        assert_eq!(replied("qcow2", None, Format::Luks), "raw");
+        assert_eq!(replied("vmdk", None, Format::Raw), "vmdk");
+    }
 }

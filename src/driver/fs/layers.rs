@@ -17,8 +17,8 @@ use crate::context::Cx;
 use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Op, Value};
 use crate::image::{Format, Reason, RefKind};
-use crate::invocation::normalize;
 use crate::location::ImageFiles;
+use crate::location::normalize;
 
 /// Bytes of a file's beginning that hold every header: one cluster of the usual size.
 const HEAD: u64 = 64 << 10;

@@ -12,8 +12,8 @@ use crate::exec::host::{ErrorKind, Host};
 use crate::exec::op::{Op, Value};
 use crate::exec::staging::{self, Owner};
 use crate::exec::step::{Feed, Step};
-use crate::invocation::normalize;
 use crate::location::ImageFiles;
+use crate::location::normalize;
 use crate::payload::Datastore;
 use crate::report::Misuse;
 
