@@ -377,7 +377,12 @@ pub fn receive(path: &Path, reader: &mut dyn Read, sparse: Sparse, control: &Con
     Ok(len)
 }
 
-pub fn receive_file(path: &Path, source: &File, sparse: Sparse, control: &Control) -> io::Result<u64> {
+pub fn receive_file(path: &Path, mut source: &File, sparse: Sparse, control: &Control) -> io::Result<u64> {
+    let data = source.metadata()?;
+    if data.is_file() && data.len() == 0 {
+        // Files of the kernel say so and hold something nevertheless.
+        return receive(path, &mut source, sparse, control);
+    }
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
     let copied = copy::copy_file(source, &file, sparse, control)?;
     file.sync_all()?;

@@ -22,6 +22,10 @@
 //!
 //! The staging directory itself stays, even when empty: another run may be about to write in it.
 //!
+//! What remains: killed between step 4 and its exit, a run has failed for oned and its image, whole, keeps its name. The
+//! directory is synced in that time, for otherwise a power failure could bring the staging name of a registered image
+//! back. Losing space is the lesser evil.
+//!
 //! Files of another machine (the other front-end of a pair) are left to that machine, or to an operator: [`owner_of`].
 
 use std::ffi::{OsStr, OsString};
