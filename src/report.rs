@@ -83,7 +83,7 @@ pub fn clean(text: &str) -> String {
             '\n' | '\r' | '\t' => out.push(' '),
             // Also what breaks lines or turns their direction in a user interface.
             '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                out.extend(c.escape_unicode())
+                out.extend(c.escape_unicode());
             }
             c if c.is_control() => out.extend(c.escape_default()),
             c => out.push(c),

@@ -145,7 +145,8 @@ fn market_keys(data: &ActionData) -> Secret {
         ("AWS", market.aws.or("").to_owned()),
         ("ENDPOINT", market.endpoint.or("").to_owned()),
     ];
-    let elements: String = values.iter().map(|(name, text)| format!("<{name}>{}</{name}>", escape(text))).collect();
+    let element = |(name, text): &(_, _)| format!("<{name}>{}</{name}>", escape(text));
+    let elements = values.iter().map(element).collect::<Vec<_>>().concat();
     let document = format!(
         "<DS_DRIVER_ACTION_DATA><MARKETPLACE><TEMPLATE>{elements}</TEMPLATE></MARKETPLACE></DS_DRIVER_ACTION_DATA>"
     );
