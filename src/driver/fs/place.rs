@@ -144,7 +144,8 @@ impl Place {
             .or_say(failure);
         cx.apply(step)?;
         let what = "Once the reply is delivered, drop the staging name";
-        cx.after(Step::new(&self.host, what, staging::retire(&new.staging).ops));
+        // Whole: without its staging name the image could not be taken back.
+        cx.after(Step::new(&self.host, what, staging::retire(&new.staging).ops).whole());
         Ok(())
     }
 
