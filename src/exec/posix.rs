@@ -276,7 +276,7 @@ fn change(op: &Op) -> String {
              *': Operation not permitted' | *': Operation not supported' | *': Too many links')\n\
              os_there {to} '' && os_die ': File exists'\nmv -nT -- {from} {to} || exit\n\
              os_there {from} '' && os_die ': File exists' ;;\n\
-             *) os_die \"$o\" ;; esac; fi",
+             *) os_die \"$o\" ;; esac; fi\n:",
             from = q(from),
             to = q(to),
         ),

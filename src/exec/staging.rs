@@ -26,6 +26,9 @@
 //!
 //! The last one to leave removes the staging directory; a claim file ([`claim_path`]) keeps it until then.
 //!
+//! What remains: killed between the removal and its exit, a run has failed for oned and its image, whole, keeps its name.
+//! Losing space is the lesser evil.
+//!
 //! Files of another machine (the other front-end of a pair) are left to that machine, or to an operator: [`owner_of`].
 
 use std::ffi::{OsStr, OsString};

@@ -137,7 +137,7 @@ fn descriptor(window: &mut Window<'_>, fields: &Fields, out: &mut Findings) -> R
         // The last sectors may be cut off where nothing follows.
         let most = usize::try_from(len).unwrap_or(0);
         let bytes = window.up_to(at, most)?;
-        if bytes.len() < most && window.len().is_none_or(|total| at + len <= total) {
+        if bytes.len() < most && window.len().is_none_or(|total| at.saturating_add(len) <= total) {
             return Err(Miss::NotHere(at.saturating_add(len)));
         }
         let descriptor = Descriptor::parse(text(&bytes));

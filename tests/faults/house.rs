@@ -1,9 +1,6 @@
 //! A front-end of its own in a temporary folder, and calls of the real binary in it as oned makes them: by links in a
 //! remotes tree, the document as Base64 on standard input.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
-#![allow(clippy::unused_self, reason = "what is made is made in the house")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -216,6 +213,7 @@ impl House {
     }
 
     /// A raw image of `mib` MiB whose data does not compress, with a hole in the middle.
+    #[expect(clippy::unused_self, reason = "reads well where it is called")]
     pub fn raw(&self, path: &Path, mib: u64, seed: u64) {
         let file = File::create(path).expect("creates");
         file.set_len(mib << 20).expect("sets the length");
@@ -241,13 +239,13 @@ impl House {
         let image = self.base.join("abc");
         let snapshots = self.base.join("abc.snap");
         fs::create_dir(&snapshots).expect("snapshots");
-        self.qcow2(&image, None);
+        Self::qcow2(&image, None);
         fill(&image, 1, 0);
         symlink(&image, snapshots.join("0")).expect("the link 0");
         symlink(".", snapshots.join("abc.snap")).expect("the self link");
-        self.qcow2(&snapshots.join("1"), Some(&snapshots.join("0")));
+        Self::qcow2(&snapshots.join("1"), Some(&snapshots.join("0")));
         fill(&snapshots.join("1"), 2, 1);
-        self.qcow2(&snapshots.join("2"), Some(&snapshots.join("1")));
+        Self::qcow2(&snapshots.join("2"), Some(&snapshots.join("1")));
         fill(&snapshots.join("2"), 3, 2);
         fs::write(self.base.join("abc.md5sum"), "0\n").expect("a digest");
         image
@@ -264,7 +262,7 @@ impl House {
         image
     }
 
-    fn qcow2(&self, path: &Path, backing: Option<&Path>) {
+    fn qcow2(path: &Path, backing: Option<&Path>) {
         let mut create = Command::new("qemu-img");
         create.args(["create", "-q", "-f", "qcow2"]);
         if let Some(backing) = backing {
@@ -296,8 +294,12 @@ pub fn guest(path: &Path) -> String {
             let mut convert = Command::new("qemu-img");
             convert.args(["convert", "-U", "-f", "qcow2", "-O", "raw"]).arg(path).arg(to.path());
             let done = convert.output().expect("qemu-img runs");
-            assert!(done.status.success(), "{}: {}", path.display(), String::from_utf8_lossy(&done.stderr));
-            format!("guest {}", digest(to.path()))
+            // Half of an image that is being removed cannot be read; everywhere else this differs from what was there.
+            if done.status.success() {
+                format!("guest {}", digest(to.path()))
+            } else {
+                format!("unreadable: {}", String::from_utf8_lossy(&done.stderr))
+            }
         }
         Ok(_) => digest(path),
         Err(error) => format!("unreadable: {error}"),
@@ -315,7 +317,8 @@ pub fn digest(path: &Path) -> String {
             len => digest.update(&block[..len]),
         }
     }
-    format!("{:032x}", u128::from_be_bytes(digest.finalize().into()))
+    let digest = digest.finalize();
+    format!("{:032x}", u128::from_be_bytes(digest.into()))
 }
 
 fn describe(top: &Path, dir: &Path, found: &mut BTreeMap<String, String>) {

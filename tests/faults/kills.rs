@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::house::{House, Ran, finish, new_files};
+use super::house::{House, Ran, finish, new_files, was_killed};
 
 /// One action on a datastore of its own.
 pub struct Case {
@@ -117,6 +117,7 @@ pub fn check(case: &Case, house: &House, document: &str, reference: &Reference, 
     assert_eq!(house.processes_left(5), Vec::<String>::new(), "{about}: a process lives on");
     let now = relative(house, house.content());
     let first = &reference.before;
+    let staged_then = !house.staged().is_empty();
     let whole = |content: &Content| case.makes || *content == reference.after;
     if case.makes {
         // What was there is there; a new image that has its name already is whole.
@@ -152,15 +153,9 @@ pub fn check(case: &Case, house: &House, document: &str, reference: &Reference, 
         let made = made.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let mut expected = first.keys().cloned().collect::<std::collections::BTreeSet<_>>();
         expected.insert(made.clone());
-        // Once the reply is out, only the end of the process is missing: the image may be there.
-        let replied = PathBuf::from(ran.stdout.split_whitespace().next().unwrap_or_default());
-        let replied = replied.file_name().map(|name| name.to_string_lossy().into_owned());
-        if !ran.status.success()
-            && let Some(name) = replied.filter(|name| then.contains_key(name))
-        {
-            expected.insert(name);
-        }
-        if ran.status.success() {
+        // The last instant: the reply is out and the staging name gone, only the exit status is missing. The image is
+        // whole, and nothing tells it from one that was registered.
+        if ran.status.success() || (was_killed(ran) && !staged_then) {
             let own = ran.stdout.split_whitespace().next().unwrap_or_default();
             expected.extend(PathBuf::from(own).file_name().map(|name| name.to_string_lossy().into_owned()));
         }
