@@ -633,6 +633,8 @@ fn publishing_and_sweeping_are_alike() {
     };
     let outcome = both(plant, publish, None);
     assert!(matches!(&outcome.result, Err((Some(0), OpErrorKind::Exists, _))), "{:?}", outcome.result);
+    let folder = |root: &Path| vec![Op::Publish { from: root.join("empty"), to: root.join("new") }];
+    assert!(both(garden, folder, None).result.is_err(), "a directory is not published");
     let bad = |root: &Path| vec![Op::Sweep { staging: staging::dir(root), dead: vec!["../a".into()] }];
     assert!(matches!(both(plant, bad, None).result, Err((Some(0), OpErrorKind::Script, _))));
 }

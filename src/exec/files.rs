@@ -403,6 +403,10 @@ pub fn receive_file(path: &Path, source: &File, sparse: Sparse, control: &Contro
 
 pub fn publish(from: &Path, to: &Path) -> io::Result<()> {
     sync(from)?;
+    if fs::symlink_metadata(from)?.is_dir() {
+        // As ln(1) has it; the rename that stands in for a link must not take one.
+        return Err(io::Error::other("hard link not allowed for directory"));
+    }
     match fs::hard_link(from, to) {
         Err(error) if is_errno(&error, &[Errno::PERM, Errno::OPNOTSUPP, Errno::MLINK]) => rename_to_new(from, to),
         result => result,
