@@ -11,7 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 
 use crate::location::normalize;
 
@@ -137,9 +137,9 @@ pub(super) struct Handle {
 
 impl Handle {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let flags = (OFlags::PATH | OFlags::CLOEXEC).bits();
-        let flags = i32::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let file = File::options().read(true).custom_flags(flags).open(path)?;
+        // Not by `custom_flags`: where musl is the C library the standard library takes O_PATH for an access mode and drops
+        // it, and a pipe would then be waited for.
+        let file = File::from(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
         let meta = file.metadata()?;
         let mut real = std::fs::read_link(proc_path(&file))?;
         // The kernel's mark for a name that is gone; a file may really be called so, then it still has a name.
