@@ -43,6 +43,15 @@ collect() {
         need 'has losetup && has mount' mount
         need 'has flock && has setpriv && has unshare' util-linux
         need 'has shellcheck' shellcheck
+        need 'has strace' strace
+        need 'has openssl' openssl
+        need 'has git' git
+        need 'has tar' tar
+        need 'has zip' zip
+        need 'has bzip2' bzip2
+        need 'has xz' xz-utils
+        need 'has zstd' zstd
+        need 'has lz4' lz4
         ;;
     *)
         echo "packages.sh: Unknown set '$1': build, musl, run and test exist" >&2
