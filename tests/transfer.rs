@@ -283,13 +283,13 @@ fn a_certificate_that_nobody_signed_is_refused_unless_allowed() {
         assert!(status.success(), "openssl {args:?}");
     };
     let (key, cert, p12) = (key.to_str().unwrap(), cert.to_str().unwrap(), p12.to_str().unwrap());
-    let subject = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"];
+    let subject = ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"];
     openssl(&[&["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert][..], &subject].concat());
     openssl(&["pkcs12", "-export", "-inkey", key, "-in", cert, "-out", p12, "-passout", "pass:x"]);
     let identity = native_tls::Identity::from_pkcs12(&std::fs::read(p12).unwrap(), "x").unwrap();
     let acceptor = native_tls::TlsAcceptor::new(identity).unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("https://localhost:{}/x", listener.local_addr().unwrap().port());
+    let url = format!("https://127.0.0.1:{}/x", listener.local_addr().unwrap().port());
     let thread = std::thread::spawn(move || {
         // One client that refuses the certificate, one that does not look.
         for stream in listener.incoming().take(2) {
