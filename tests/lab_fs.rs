@@ -413,9 +413,12 @@ fn every_action_can_be_killed_at_any_system_call() {
 #[test]
 #[ignore = "needs root, strace"]
 fn a_rebase_that_is_killed_loses_nothing() {
-    let mut kills = 0;
-    // The main thread, between the writes that others do for it; and those themselves.
-    for (name, threads) in [("ppoll", ""), ("write", ""), ("pwrite64", "-f"), ("fdatasync", "-f")] {
+    // The main thread, between the writes that others do for it; and those themselves. How many calls there are depends
+    // on the machine (`strace` counts for each thread), that there is a first write and a first sync does not.
+    for (name, threads, certain) in
+        [("ppoll", "", false), ("write", "", false), ("pwrite64", "-f", true), ("fdatasync", "-f", true)]
+    {
+        let mut kills = 0;
         for count in 1..=60 {
             let mut house = House::new();
             let image = house.chain();
@@ -435,9 +438,9 @@ fn a_rebase_that_is_killed_loses_nothing() {
             house.act("snap_delete", &source_of(&image, 1)).reply(&about);
             assert_eq!(house.content().get("abc.snap/2"), kept.get("abc.snap/2"), "{about}");
         }
+        println!("killed {kills} times at {name}");
+        assert!(kills > 0 || !certain, "never killed at {name}");
     }
-    println!("killed {kills} times");
-    assert!(kills > 10, "killed {kills} times only");
 }
 
 /// So that nobody forgets that the labs need these.
