@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fstatfs, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
+use super::writeback::WriteBack;
 use crate::exec::control::Control;
 use crate::exec::op::Sparse;
 
@@ -64,7 +65,7 @@ pub fn copy_file(from: &File, to: &File, sparse: Sparse, control: &Control) -> i
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "Source is neither a regular file nor a block device"));
     };
     if !target.is_file() {
-        let mut job = Job { from, to, control, gaps: Gaps::Write, written: 0 };
+        let mut job = Job { from, to, control, gaps: Gaps::Write, written: 0, back: None, ahead: Ahead::never() };
         job.extents(size, Mover::Buffer)?;
         return Ok(Copied { size, written: job.written, reflinked: false });
     }
@@ -86,7 +87,8 @@ pub fn copy_file(from: &File, to: &File, sparse: Sparse, control: &Control) -> i
     };
     // The source is read once, from front to end. That this is only advice makes a failure unimportant.
     let _ = fadvise(from, 0, None, Advice::Sequential);
-    let mut job = Job { from, to, control, gaps, written: 0 };
+    let ahead = if gaps == Gaps::Hole && on_ext4(to) { Ahead::new() } else { Ahead::never() };
+    let mut job = Job { from, to, control, gaps, written: 0, back: Some(WriteBack::new(to)), ahead };
     let mover = if source.dev() == target.dev() && server_can_copy(to) { Mover::Kernel } else { Mover::Buffer };
     job.extents(size, mover)?;
     if source.is_file() && from.metadata()?.len() < size {
@@ -108,6 +110,7 @@ pub fn receive(reader: &mut dyn Read, to: &File, sparse: Sparse, control: &Contr
         to.set_len(0)?;
     }
     let holes = regular && sparse == Sparse::Holes;
+    let mut back = regular.then(|| WriteBack::new(to));
     let mut buffer = vec![0; BUFFER];
     let mut offset = 0;
     loop {
@@ -123,12 +126,16 @@ pub fn receive(reader: &mut dyn Read, to: &File, sparse: Sparse, control: &Contr
             }
         }
         let data = &buffer[..filled];
-        if holes {
-            write_data(to, data, offset)?;
+        let written = if holes {
+            write_data(to, data, offset)?
         } else {
             to.write_all_at(data, offset)?;
-        }
+            as_u64(filled)
+        };
         offset += as_u64(filled);
+        if let Some(back) = &mut back {
+            back.wrote(written, offset);
+        }
         if filled < buffer.len() {
             break;
         }
@@ -199,6 +206,8 @@ struct Job<'a> {
     control: &'a Control,
     gaps: Gaps,
     written: u64,
+    back: Option<WriteBack<'a>>,
+    ahead: Ahead,
 }
 
 impl Job<'_> {
@@ -231,7 +240,7 @@ impl Job<'_> {
             match rustix::fs::copy_file_range(self.from, Some(&mut here), self.to, Some(&mut there), want) {
                 Ok(n) if n > 0 => {
                     at += as_u64(n);
-                    self.written += as_u64(n);
+                    self.wrote(as_u64(n), at);
                 }
                 Err(Errno::INTR) => {}
                 // 0 is not always the end of the file: some file systems answer it where they cannot. Reading tells.
@@ -257,13 +266,19 @@ impl Job<'_> {
                 return Err(shrunk(end));
             }
             let data = &buffer[..n];
-            if self.gaps == Gaps::Hole {
-                self.written += write_data(self.to, data, at)?;
+            let written = if self.gaps == Gaps::Hole {
+                self.ahead.reach(self.to, at, as_u64(n), end);
+                let written = write_data(self.to, data, at)?;
+                if written < as_u64(n) {
+                    self.ahead.give_back(self.to, data, at)?;
+                }
+                written
             } else {
                 self.to.write_all_at(data, at)?;
-                self.written += as_u64(n);
-            }
+                as_u64(n)
+            };
             at += as_u64(n);
+            self.wrote(written, at);
         }
         Ok(())
     }
@@ -277,11 +292,79 @@ impl Job<'_> {
             self.control.check().map_err(io::Error::other)?;
             let n = ZEROES.len().min(as_usize(end - at));
             self.to.write_all_at(&ZEROES[..n], at)?;
-            self.written += as_u64(n);
             at += as_u64(n);
+            self.wrote(as_u64(n), at);
         }
         Ok(())
     }
+
+    /// Counts `count` bytes written before `end`.
+    fn wrote(&mut self, count: u64, end: u64) {
+        self.written += count;
+        if let Some(back) = &mut self.back {
+            back.wrote(count, end);
+        }
+    }
+}
+
+/// Allocates what is about to be written, in large pieces: on ext4 this is cheaper than its delayed allocation, which
+/// reserves block by block (measured: a tenth of the copy's time). It ends with the first block of zeroes: a source that
+/// holds many would be allocated in vain.
+struct Ahead {
+    /// Where the allocated part ends.
+    until: u64,
+    on: bool,
+}
+
+impl Ahead {
+    /// Bytes that are allocated at a time: 16 MiB.
+    const PIECE: u64 = 16 << 20;
+
+    fn new() -> Self {
+        Self { until: 0, on: true }
+    }
+
+    fn never() -> Self {
+        Self { until: 0, on: false }
+    }
+
+    /// Has at least `len` bytes from `at` on allocated, and more where the extent, which ends at `end`, goes on.
+    fn reach(&mut self, to: &File, at: u64, len: u64, end: u64) {
+        if !self.on || at + len <= self.until {
+            return;
+        }
+        let from = at.max(self.until);
+        let until = end.min(from + Self::PIECE);
+        // A full disk may still have room for what is not zero.
+        self.on = fallocate(to, FallocateFlags::KEEP_SIZE, from, until - from).is_ok();
+        self.until = if self.on { until } else { self.until };
+    }
+
+    /// Makes holes of the blocks of zeroes in `data`, which was written to `offset`, and of all that was not reached.
+    fn give_back(&mut self, to: &File, data: &[u8], offset: u64) -> io::Result<()> {
+        if self.until <= offset {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let misfit = as_usize(offset % as_u64(BLOCK));
+        let head = if misfit == 0 { 0 } else { (BLOCK - misfit).min(data.len()) };
+        for run in runs(&data[head..]).filter(|run| run.zero) {
+            fallocate(to, flags, offset + as_u64(head + run.start), as_u64(run.len))?;
+        }
+        let end = offset + as_u64(data.len());
+        if self.until > end {
+            fallocate(to, flags, end, self.until - end)?;
+        }
+        *self = Self::never();
+        Ok(())
+    }
+}
+
+/// Whether the file lies on ext4 (`statfs(2)`).
+fn on_ext4(file: &File) -> bool {
+    const EXT4: i64 = 0xEF53;
+    #[allow(clippy::unnecessary_cast, clippy::cast_lossless)]
+    fstatfs(file).is_ok_and(|fs| fs.f_type as i64 == EXT4)
 }
 
 /// Walks the data extents of a file up to `size`; a file that cannot tell is one extent.
@@ -351,9 +434,10 @@ fn runs(data: &[u8]) -> impl Iterator<Item = Run> + '_ {
     })
 }
 
-/// Whether a block of at most [`BUFFER`] bytes holds nothing but zeroes. Comparing beats counting: it is `memcmp`.
+/// Whether a block holds nothing but zeroes. Not by comparing: `memcmp` of musl looks at one byte at a time.
 fn is_zero(block: &[u8]) -> bool {
-    block == &ZEROES[..block.len()]
+    let (wide, rest) = block.as_chunks::<64>();
+    wide.iter().all(|part| part.iter().fold(0, |all, byte| all | byte) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Writes the blocks of `data` that are not zero; answers how many bytes that were.
@@ -507,7 +591,7 @@ mod tests {
             to.set_len(size).unwrap();
             let gaps = [Gaps::Hole, Gaps::Allocated, Gaps::Write][usize::try_from(gaps).unwrap()];
             let control = control();
-            let mut job = Job { from: &from, to: &to, control: &control, gaps, written: 0 };
+            let mut job = Job { from: &from, to: &to, control: &control, gaps, written: 0, back: None, ahead: Ahead::never() };
             job.extents(size, if kernel { Mover::Kernel } else { Mover::Buffer }).unwrap();
             prop_assert!(content(&to) == bytes);
         }
@@ -598,7 +682,15 @@ mod tests {
         let to = temp();
         let size = bytes.len() as u64 + 5000;
         let control = control();
-        let mut job = Job { from: &from, to: &to, control: &control, gaps: Gaps::Hole, written: 0 };
+        let mut job = Job {
+            from: &from,
+            to: &to,
+            control: &control,
+            gaps: Gaps::Hole,
+            written: 0,
+            back: None,
+            ahead: Ahead::never(),
+        };
         let error = job.buffer(0, size, &mut vec![0; BUFFER]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert!(error.to_string().contains("shorter"));

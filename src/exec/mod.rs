@@ -11,9 +11,8 @@
 //! - [`agent`]: the in process interpreter as the far side of an ssh connection.
 //! - [`control`]: cancellation (SIGTERM) and deadlines.
 //! - [`process`]: one child process: spawned in its own group, waited for by pidfd, killed as a group.
-//! - [`agent`]: the in process interpreter as the far side of an ssh connection.
 //! - [`leash`]: children that die with us.
-//! - [`copy`]: copies between files and streams into files, with reflinks and holes.
+//! - [`copy`]: copies between files and streams into files, with reflinks and holes; `writeback` has the disk begin early.
 //! - [`relay`]: a file of one host as a stream for another.
 //! - [`host`]: where scripts run: here, through the OpenSSH client, or through libssh2.
 //! - [`lock`]: named advisory locks, compatible with `/var/lock/one`.
@@ -36,3 +35,4 @@ pub mod process;
 pub mod relay;
 pub mod staging;
 pub mod step;
+mod writeback;
