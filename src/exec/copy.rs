@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fstatfs, ioctl_ficlone, seek};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::writeback::WriteBack;
 use crate::exec::control::Control;
@@ -336,7 +336,7 @@ impl Ahead {
         let from = at.max(self.until);
         let until = end.min(from + Self::PIECE);
         // A full disk may still have room for what is not zero.
-        self.on = fallocate(to, FallocateFlags::KEEP_SIZE, from, until - from).is_ok();
+        self.on = retry_on_intr(|| fallocate(to, FallocateFlags::KEEP_SIZE, from, until - from)).is_ok();
         self.until = if self.on { until } else { self.until };
     }
 
@@ -346,14 +346,15 @@ impl Ahead {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punch = |at: u64, len: u64| retry_on_intr(|| fallocate(to, flags, at, len));
         let misfit = as_usize(offset % as_u64(BLOCK));
         let head = if misfit == 0 { 0 } else { (BLOCK - misfit).min(data.len()) };
         for run in runs(&data[head..]).filter(|run| run.zero) {
-            fallocate(to, flags, offset + as_u64(head + run.start), as_u64(run.len))?;
+            punch(offset + as_u64(head + run.start), as_u64(run.len))?;
         }
         let end = offset + as_u64(data.len());
         if self.until > end {
-            fallocate(to, flags, end, self.until - end)?;
+            punch(end, self.until - end)?;
         }
         *self = Self::never();
         Ok(())

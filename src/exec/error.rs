@@ -163,7 +163,7 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
     let mut say = |text: &str| {
         let _ = write!(faults, "{}{text}", if faults.is_empty() { "" } else { ", " });
     };
-    for path in paths(op) {
+    for (path, _) in op.places() {
         if !path.is_absolute() {
             say("not an absolute path");
         }
@@ -225,37 +225,6 @@ fn is_harmless(op: &Op) -> bool {
 fn is_variable(name: &str) -> bool {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     name.chars().all(word) && name.chars().next().is_some_and(|c| !c.is_ascii_digit())
-}
-
-/// Paths that have to be absolute.
-fn paths(op: &Op) -> Vec<&Path> {
-    match op {
-        Op::Stat { path, .. }
-        | Op::ReadLink { path }
-        | Op::List { path }
-        | Op::Read { path, .. }
-        | Op::Space { path }
-        | Op::TreeSize { path }
-        | Op::Md5 { path }
-        | Op::MakeDir { path }
-        | Op::Claim { path }
-        | Op::RemoveDirIfEmpty { path }
-        | Op::Symlink { link: path, .. }
-        | Op::Write { path, .. }
-        | Op::Remove { path, .. }
-        | Op::PunchHoles { path }
-        | Op::CreateSparse { path, .. }
-        | Op::Receive { path, .. }
-        | Op::Send { path }
-        | Op::Sync { path }
-        | Op::Sweep { staging: path, .. } => vec![path],
-        Op::HardLink { from, to }
-        | Op::Rename { from, to }
-        | Op::Move { from, to }
-        | Op::Copy { from, to, .. }
-        | Op::Publish { from, to } => vec![from, to],
-        Op::Lock { .. } | Op::Run(_) => Vec::new(),
-    }
 }
 
 /// The path that is made or replaced in its directory, where there is one.

@@ -10,10 +10,12 @@ use std::time::Duration;
 use super::cmd::Cmd;
 use super::control::Control;
 use super::error::{OpError, OpErrorKind, cannot, fault};
+use super::fence::{self, Fences};
 use super::files;
 use super::lock::{LockDir, LockError, NamedLock};
-use super::op::{Op, Script, Sparse, Value};
+use super::op::{Op, Role, Script, Sparse, Value};
 use super::process::{self, ProcessIo, Programs, Spawn, Stdout};
+use super::staging;
 
 /// What [`Op::Receive`] takes.
 pub enum Input<'a> {
@@ -48,6 +50,7 @@ pub fn run(script: &Script, io: Io<'_>, programs: &Programs, control: &Control) 
     let mut io = io;
     // Until the script ends, as the sh interpreter holds them.
     let mut held: Vec<NamedLock> = Vec::new();
+    let fences = Fences::new(&script.fences);
     let mut values = Vec::with_capacity(script.ops.len());
     for (index, op) in script.ops.iter().enumerate() {
         if let Some(fault) = fault(script, index) {
@@ -63,7 +66,7 @@ pub fn run(script: &Script, io: Io<'_>, programs: &Programs, control: &Control) 
                 held.push(lock.map_err(|error| lock_error(index, &error))?);
                 Value::Done
             }
-            op => apply(op, &mut io, control).map_err(|error| OpError::io(index, op, &error))?,
+            op => apply(op, &fences, &mut io, control).map_err(|error| OpError::io(index, op, &error))?,
         };
         values.push(value);
     }
@@ -93,7 +96,50 @@ fn lock_error(index: usize, error: &LockError) -> OpError {
     OpError::new(index, kind, error.to_string())
 }
 
-fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
+/// How often [`Op::Claim`] makes a directory that others remove.
+const CLAIM_TRIES: u32 = 100;
+
+fn apply(op: &Op, fences: &Fences<'_>, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
+    match op {
+        Op::MakeDir { path } => return fences.make_dirs(path).map(|()| Value::Done),
+        Op::Claim { path } => return claim(path, fences).map(|()| Value::Done),
+        // Name by name: what lies in the staging directory, and what it became beside it, are reached one by one.
+        Op::Sweep { staging, dead } => {
+            for path in dead.iter().map(|name| staging.join(name)) {
+                let Some(to) = staging::final_of(&path) else { continue };
+                if let (Ok(path), Ok(to)) = (fences.reach(&path, Role::Name), fences.reach(&to, Role::Name)) {
+                    files::sweep(&path.path, &to.path, control);
+                }
+            }
+            return Ok(Value::Done);
+        }
+        _ => {}
+    }
+    match fence::reach_all(op, fences) {
+        Ok((op, _held)) => at_place(&op, io, control),
+        Err(error) if files::is_absent(&error) => match op {
+            Op::Stat { .. } | Op::ReadLink { .. } | Op::List { .. } => Ok(Value::Absent),
+            Op::Remove { must_exist: false, .. } | Op::RemoveDirIfEmpty { .. } => Ok(Value::Done),
+            _ => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+fn claim(path: &std::path::Path, fences: &Fences<'_>) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        let claimed = fences
+            .make_dirs(path.parent().unwrap_or(path))
+            .and_then(|()| files::claim(&fences.reach(path, Role::Name)?.path));
+        match claimed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < CLAIM_TRIES => tries += 1,
+            result => return result,
+        }
+    }
+}
+
+fn at_place(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
     let done = match op {
         Op::Stat { path, follow } => {
             return Ok(files::stat(path, *follow)?.map_or(Value::Absent, Value::Stat));
@@ -106,8 +152,6 @@ fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::Md5 { path } => return files::md5(path, control).map(Value::Bytes),
         Op::Receive { path, sparse } => return receive(path, *sparse, io, control).map(Value::Number),
         Op::Send { path } => send(path, io, control),
-        Op::MakeDir { path } => std::fs::create_dir_all(path),
-        Op::Claim { path } => files::claim(path),
         Op::RemoveDirIfEmpty { path } => files::remove_dir_if_empty(path),
         Op::Symlink { target, link } => files::symlink(target, link),
         Op::HardLink { from, to } => files::hard_link(from, to),
@@ -120,11 +164,9 @@ fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::CreateSparse { path, bytes } => File::create_new(path).and_then(|file| file.set_len(*bytes)),
         Op::Sync { path } => files::sync(path),
         Op::Publish { from, to } => files::publish(from, to),
-        Op::Sweep { staging, dead } => {
-            files::sweep(staging, dead, control);
-            Ok(())
+        Op::MakeDir { .. } | Op::Claim { .. } | Op::Sweep { .. } | Op::Lock { .. } | Op::Run(_) => {
+            unreachable!("handled by the callers")
         }
-        Op::Lock { .. } | Op::Run(_) => unreachable!("handled by the caller"),
     };
     done.map(|()| Value::Done)
 }

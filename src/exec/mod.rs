@@ -6,6 +6,7 @@
 //! - [`cmd`]: an external command as data, its secrets typed. No I/O.
 //! - [`interpret`]: the *in process* interpreter of a script (rule 5 of `docs/architecture.md`).
 //! - [`error`]: how a script fails, in one line, from either interpreter.
+//! - [`fence`]: directories that a script does not leave.
 //! - `files`: the file operations of it, on system calls.
 //! - [`posix`]: the other interpreter: a script rendered as POSIX sh, and the answers read back. The only place that quotes.
 //! - [`agent`]: the in process interpreter as the far side of an ssh connection.
@@ -24,6 +25,7 @@ pub mod cmd;
 pub mod control;
 pub mod copy;
 pub mod error;
+pub mod fence;
 mod files;
 pub mod host;
 pub mod interpret;

@@ -344,13 +344,16 @@ impl Value {
 pub struct Script {
     /// The operations.
     pub ops: Vec<Op>,
+    /// Directories that no path leaves which begins with them, see [`super::fence`].
+    #[serde(default, with = "os_strings", skip_serializing_if = "Vec::is_empty")]
+    pub fences: Vec<PathBuf>,
 }
 
 impl Script {
     /// A script of these operations.
     #[must_use]
     pub fn new(ops: impl IntoIterator<Item = Op>) -> Self {
-        Self { ops: ops.into_iter().collect() }
+        Self { ops: ops.into_iter().collect(), fences: Vec::new() }
     }
 
     /// Whether it has an [`Op::Receive`].
@@ -368,11 +371,58 @@ impl Script {
 
 impl From<Op> for Script {
     fn from(op: Op) -> Self {
-        Self { ops: vec![op] }
+        Self::new([op])
     }
 }
 
+/// What an operation does with a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It is a name in a directory: a link there is taken as a link.
+    Name,
+    /// It leads to something: links are followed.
+    Object,
+}
+
 impl Op {
+    /// The paths of the operation, and what it does with them. Not those that are handed to a program, nor a link's text.
+    pub fn places_mut(&mut self) -> Vec<(&mut PathBuf, Role)> {
+        match self {
+            Self::Stat { path, follow: true }
+            | Self::List { path }
+            | Self::Read { path, .. }
+            | Self::Space { path }
+            | Self::Md5 { path }
+            | Self::PunchHoles { path }
+            | Self::Send { path }
+            | Self::Sync { path }
+            | Self::Sweep { staging: path, .. } => vec![(path, Role::Object)],
+            Self::Stat { path, follow: false }
+            | Self::ReadLink { path }
+            | Self::TreeSize { path }
+            | Self::MakeDir { path }
+            | Self::Claim { path }
+            | Self::RemoveDirIfEmpty { path }
+            | Self::Symlink { link: path, .. }
+            | Self::Write { path, .. }
+            | Self::Remove { path, .. }
+            | Self::CreateSparse { path, .. }
+            | Self::Receive { path, .. } => vec![(path, Role::Name)],
+            Self::Copy { from, to, .. } => vec![(from, Role::Object), (to, Role::Name)],
+            Self::HardLink { from, to }
+            | Self::Rename { from, to }
+            | Self::Move { from, to }
+            | Self::Publish { from, to } => vec![(from, Role::Name), (to, Role::Name)],
+            Self::Lock { .. } | Self::Run(_) => Vec::new(),
+        }
+    }
+
+    /// The same to look at.
+    #[must_use]
+    pub fn places(&self) -> Vec<(PathBuf, Role)> {
+        self.clone().places_mut().into_iter().map(|(path, role)| (path.clone(), role)).collect()
+    }
+
     /// Whether it changes nothing. [`Op::Run`] is taken for a change; questions put to programs go through `Cx::query`.
     #[must_use]
     pub fn is_question(&self) -> bool {
@@ -499,20 +549,20 @@ pub mod path {
 
 /// Serde for lists of byte strings.
 pub mod os_strings {
-    use std::ffi::OsString;
+    use std::ffi::{OsStr, OsString};
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
     use serde::{Deserialize, Deserializer, Serializer};
 
     /// As text of the characters U+0000 to U+00FF: readable for ASCII, exact for everything.
-    pub fn serialize<S: Serializer>(list: &[OsString], s: S) -> Result<S::Ok, S::Error> {
-        s.collect_seq(list.iter().map(|one| super::latin1::to_text(one.as_bytes())))
+    pub fn serialize<S: Serializer, T: AsRef<OsStr>>(list: &[T], s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(list.iter().map(|one| super::latin1::to_text(one.as_ref().as_bytes())))
     }
 
     /// As text of the characters U+0000 to U+00FF: readable for ASCII, exact for everything.
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<OsString>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>, T: From<OsString>>(d: D) -> Result<Vec<T>, D::Error> {
         let texts = Vec::<String>::deserialize(d)?;
-        let bytes = texts.iter().map(|text| super::latin1::to_bytes(text).map(OsString::from_vec));
+        let bytes = texts.iter().map(|text| super::latin1::to_bytes(text).map(|b| T::from(OsString::from_vec(b))));
         bytes.collect::<Option<_>>().ok_or_else(|| serde::de::Error::custom("a character beyond U+00FF"))
     }
 }

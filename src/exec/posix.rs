@@ -17,14 +17,14 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
-use super::op::{FileKind, Op, Script, Space, Sparse, Stat, Value};
+use super::op::{FileKind, Op, Role, Script, Space, Sparse, Stat, Value};
 use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
 use super::staging;
 
@@ -59,6 +59,7 @@ pub fn render(script: &Script) -> String {
 /// - `os_die words [status]`: it failed, and this is why.
 /// - `os_there path flag`: whether there is something; its `stat` line in `o`. `flag` is `-L` to follow links. Dies of
 ///   anything but absence, which includes a parent that is no directory.
+/// - `os_in root path`: dies where the path leads out of the directory `root`, or would if it were there.
 /// - `os_soft pattern… -- command…`: runs, and takes a failure with such words for success.
 /// - `os_cap command…`: the command's output as an answer; its status in `s`.
 /// - `os_ok status…`: dies unless `s` is one of these.
@@ -78,6 +79,10 @@ os_there() {
   os_die "$o"
 }
 os_need() { os_there "$1" "$2" || os_die "$o"; }
+os_in() {
+  t=$(readlink -m -- "$2") && o=$(readlink -m -- "$1") || exit
+  case $t in "$o" | "$o"/*) ;; *) os_die ": It leads out of $1" ;; esac
+}
 os_cap() {
   printf '%s ' "$i"
   s=$( { { "$@" 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; echo $? >&3; } | base64 -w0 >&4; } 3>&1 )
@@ -102,6 +107,7 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
     let mut locks = 0;
     for (index, op) in script.ops.iter().enumerate() {
         let _ = writeln!(text, "os_b {index}");
+        text.push_str(&inside(op, &script.fences));
         let body = match fault(script, index) {
             Some(fault) => format!("os_die {}", quote(OsStr::new(&fault))),
             None => match op {
@@ -121,6 +127,22 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
         let _ = writeln!(text, "echo {END}");
     }
     text.push_str("d=1\n");
+    text
+}
+
+/// Looks whether the paths of an operation stay within the script's fences, immediately before it.
+fn inside(op: &Op, fences: &[PathBuf]) -> String {
+    let mut text = String::new();
+    for (path, role) in op.places() {
+        let Some(root) = fences.iter().find(|root| path.starts_with(root) && path != **root) else { continue };
+        let looked = match role {
+            Role::Object => Some(path.as_path()),
+            Role::Name => path.parent().filter(|dir| dir != root),
+        };
+        if let Some(looked) = looked {
+            let _ = writeln!(text, "os_in {} {}", q(root), q(looked));
+        }
+    }
     text
 }
 

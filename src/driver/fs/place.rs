@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::context::Cx;
 use crate::driver::misuse;
+use crate::exec::fence::Fenced;
 use crate::exec::host::{ErrorKind, Host};
 use crate::exec::op::{Op, Value};
 use crate::exec::staging::{self, Owner};
@@ -58,6 +59,7 @@ impl Place {
             });
             let clear = clear.collect();
             let (base, text, landing, owner) = (base.clone(), text.clone(), landing.clone(), owner.clone());
+            let host: Arc<dyn Host> = Arc::new(Fenced::new(host, folders.clone()));
             Self { host, bridge, base, text, landing, clear, owner }
         };
         if bridges.is_empty() {
@@ -118,6 +120,11 @@ impl Place {
         Step::new(&self.host, what, ops).undo([remove].into_iter().chain(self.leave()))
     }
 
+    /// A step that begins with [`Place::prepare`] and writes no staging file: the claim goes again when anything fails.
+    pub fn prepared_step(&self, what: impl Into<String>, ops: impl IntoIterator<Item = Op>) -> Step {
+        Step::new(&self.host, what, ops).undo(self.leave())
+    }
+
     /// Gives the staging directory up.
     fn leave(&self) -> [Op; 2] {
         staging::leave(&self.base, &self.owner)
@@ -170,7 +177,8 @@ impl Place {
             Op::Remove { path: away, tree: true, must_exist: false },
         ];
         let what = format!("Remove {}; this cannot be undone", path.display());
-        cx.apply(Step::new(&self.host, what, ops).or_say(failure).whole())?;
+        // What is gone stays gone, but a run that is cancelled afterwards gives its claim up.
+        cx.apply(Step::new(&self.host, what, ops).undo(self.leave()).or_say(failure).whole())?;
         Ok(())
     }
 
