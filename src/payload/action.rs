@@ -89,6 +89,10 @@ record! {
         aws: Text = "AWS",
         /// URL of that service.
         endpoint: Text = "ENDPOINT",
+        /// Token that goes with temporary S3 keys (ours).
+        session_token: SecretText = "SESSION_TOKEN",
+        /// `yes`: buckets stand in the path, `no`: in the host name (ours).
+        force_path_style: Text = "FORCE_PATH_STYLE",
         .. other
     }
 }

@@ -26,6 +26,7 @@ use super::helper::Helper;
 use super::http::{self, Download, HttpError};
 use super::overlap::Overlapped;
 use super::rate::{Limited, Rate};
+use super::s3::{self, S3Error};
 use super::source::{PathPolicy, SourceError, open_local};
 use super::url::{redact, split_scheme};
 use super::watch::Stop;
@@ -50,6 +51,8 @@ pub struct Options {
     pub max_output: Option<u64>,
     /// How downloads behave.
     pub http: http::Options,
+    /// Where S3 objects are and whose they are.
+    pub s3: s3::Settings,
     /// Who downloads from schemes that we do not serve.
     pub helper: Option<Helper>,
 }
@@ -63,6 +66,7 @@ impl Default for Options {
             rate: None,
             max_output: None,
             http: http::Options::default(),
+            s3: s3::Settings::default(),
             helper: None,
         }
     }
@@ -77,8 +81,11 @@ pub enum ImportError {
     /// The download did not begin.
     #[error(transparent)]
     Http(#[from] HttpError),
+    /// An S3 object cannot be asked for.
+    #[error(transparent)]
+    S3(#[from] S3Error),
     /// Nobody here serves the scheme.
-    #[error("Cannot read from {location}: scheme '{scheme}' is not served, only http, https and local paths are")]
+    #[error("Cannot read from {location}: scheme '{scheme}' is not served, only http, https, s3, ssh and local paths are")]
     Scheme {
         /// The location, without secrets.
         location: String,
@@ -99,17 +106,19 @@ pub enum ImportError {
 enum Origin<'a> {
     Local(&'a Path),
     Http(&'a str),
+    S3(&'a str),
     Other(&'a str),
 }
 
 impl<'a> Origin<'a> {
     fn of(location: &'a OsStr) -> Self {
-        match location.to_str().and_then(|text| Some((text, split_scheme(text)?.0))) {
-            Some((text, scheme)) if ["http", "https"].contains(&scheme.to_ascii_lowercase().as_str()) => {
-                Self::Http(text)
-            }
-            Some((_, scheme)) => Self::Other(scheme),
-            None => Self::Local(Path::new(location)),
+        let Some((text, scheme)) = location.to_str().and_then(|text| Some((text, split_scheme(text)?.0))) else {
+            return Self::Local(Path::new(location));
+        };
+        match scheme.to_ascii_lowercase().as_str() {
+            "http" | "https" => Self::Http(text),
+            "s3" => Self::S3(text),
+            _ => Self::Other(scheme),
         }
     }
 }
@@ -139,6 +148,12 @@ fn open_origin(location: &OsStr, options: &Options, stop: &Stop) -> Result<Opene
         }
         Origin::Http(url) => {
             let download = Download::open(url, &options.http, stop.clone())?;
+            let len = download.announced();
+            Ok(Opened { reader: Box::new(download), len, file: None })
+        }
+        Origin::S3(text) => {
+            let s3::Request { url, proof } = s3::request(text, &options.s3)?;
+            let download = Download::open_proved(url, Arc::new(proof), &options.http, stop.clone())?;
             let len = download.announced();
             Ok(Opened { reader: Box::new(download), len, file: None })
         }

@@ -6,6 +6,7 @@
 //! - [`size`]: how large an image will be, for the `stat` of a datastore.
 //! - [`source`]: files of this machine that users name, and which they may.
 //! - [`http`], [`proxy`]: downloads.
+//! - [`s3`]: objects of S3 and of services like it: downloads with a signature.
 //! - [`progress`]: how far a stream has come.
 //! - [`helper`]: downloads by upstream's program, for schemes that we do not serve.
 //! - [`rate`], [`digest`], [`decode`]: the stages of an import: how fast, whether it is the right one, what is inside.
@@ -19,6 +20,8 @@ mod overlap;
 pub mod progress;
 pub mod proxy;
 pub mod rate;
+pub mod s3;
+mod sigv4;
 pub mod size;
 pub mod source;
 mod url;

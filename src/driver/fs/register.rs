@@ -29,7 +29,7 @@ use crate::transfer::helper::Helper;
 use crate::transfer::import::{self, Incoming};
 use crate::transfer::progress::Progress;
 use crate::transfer::rate::Rate;
-use crate::transfer::{digest, http, size, source};
+use crate::transfer::{digest, http, s3, size, source};
 
 /// Most bytes that `stat` downloads only to count what they unpack to: 16 GiB. oned waits 90 seconds for the answer.
 const MOST_COUNTED: u64 = 16 << 30;
@@ -131,6 +131,7 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
         digests,
         rate: limit.map(str::parse::<Rate>).transpose().map_err(|e| Misuse(e.to_string()))?,
         http: http::Options { verify_tls: cx.settings.tls_verify() && !unverified, ..http::Options::default() },
+        s3: s3_settings(data),
         // Its downloads have effects of their own, so `explain` does not start it.
         helper: cx.is_real().then(|| Helper {
             program: cx.layout.remotes.join("datastore/downloader.sh"),
@@ -138,6 +139,25 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
         }),
         ..import::Options::default()
     })
+}
+
+/// The keys of the marketplace that the image comes from, else those of the environment: never a mixture, or a
+/// marketplace would be told a token that is not its own.
+fn s3_settings(data: &ActionData) -> s3::Settings {
+    let market = data.marketplace.as_ref().map(|market| &market.template);
+    let Some(market) = market.filter(|m| m.access_key_id.get().is_some() || m.secret_access_key.get().is_some()) else {
+        return s3::Settings::from_env(|name| std::env::var(name).ok());
+    };
+    let text = |text: &crate::payload::Text| text.trimmed().map(str::to_owned);
+    s3::Settings {
+        access_key: market.access_key_id.get().cloned(),
+        secret_key: market.secret_access_key.get().cloned(),
+        session_token: market.session_token.get().cloned(),
+        region: text(&market.region),
+        endpoint: text(&market.endpoint),
+        foreign: market.aws.trimmed().is_some_and(|word| word.eq_ignore_ascii_case("no")),
+        style: market.force_path_style.trimmed().map_or(s3::Style::Auto, s3::Style::forced),
+    }
 }
 
 /// The part of the document that upstream's downloader reads: the keys of a marketplace on S3.
