@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use super::cmd::Cmd;
@@ -14,6 +15,7 @@ use super::files;
 use super::lock::{LockDir, LockError, NamedLock};
 use super::op::{Op, Script, Sparse, Value};
 use super::process::{self, ProcessIo, Programs, Spawn, Stdout};
+use super::source::{PathPolicy, SourceError, open_local};
 
 /// What [`Op::Receive`] takes.
 pub enum Input<'a> {
@@ -27,7 +29,7 @@ pub enum Input<'a> {
 pub struct Io<'a> {
     /// What [`Op::Receive`] takes.
     pub input: Option<Input<'a>>,
-    /// Where [`Op::Send`] writes.
+    /// Where [`Op::Send`] and [`Op::SendAllowed`] write.
     pub output: Option<&'a mut (dyn Write + Send)>,
     /// Where [`Op::Lock`] locks.
     pub locks: LockDir,
@@ -105,7 +107,8 @@ fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::TreeSize { path } => return files::tree_size(path, control).map(Value::Number),
         Op::Md5 { path } => return files::md5(path, control).map(Value::Bytes),
         Op::Receive { path, sparse } => return receive(path, *sparse, io, control).map(Value::Number),
-        Op::Send { path } => send(path, io, control),
+        Op::Send { path } => send(File::open(path)?, io, control),
+        Op::SendAllowed { path, policy } => send_allowed(path, policy, io, control),
         Op::MakeDir { path } => std::fs::create_dir_all(path),
         Op::Claim { path } => files::claim(path),
         Op::RemoveDirIfEmpty { path } => files::remove_dir_if_empty(path),
@@ -129,7 +132,7 @@ fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
     done.map(|()| Value::Done)
 }
 
-fn receive(path: &std::path::Path, sparse: Sparse, io: &mut Io<'_>, control: &Control) -> io::Result<u64> {
+fn receive(path: &Path, sparse: Sparse, io: &mut Io<'_>, control: &Control) -> io::Result<u64> {
     match io.input.take() {
         Some(Input::Stream(stream)) => files::receive(path, stream, sparse, control),
         Some(Input::File(file)) => files::receive_file(path, file, sparse, control),
@@ -137,9 +140,23 @@ fn receive(path: &std::path::Path, sparse: Sparse, io: &mut Io<'_>, control: &Co
     }
 }
 
-fn send(path: &std::path::Path, io: &mut Io<'_>, control: &Control) -> io::Result<()> {
-    let mut file = control.reader(File::open(path)?);
-    let output = io.output.as_mut().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "There is no output"))?;
-    io::copy(&mut file, output)?;
+fn send(file: File, io: &mut Io<'_>, control: &Control) -> io::Result<()> {
+    let output = output(io)?;
+    io::copy(&mut control.reader(file), output)?;
     output.flush()
+}
+
+fn send_allowed(path: &Path, policy: &PathPolicy, io: &mut Io<'_>, control: &Control) -> io::Result<()> {
+    let home = std::env::var_os("HOME");
+    let policy = policy.clone().at_home(home.as_deref().map(Path::new));
+    let source = open_local(path, &policy).map_err(SourceError::cause)?;
+    writeln!(output(io)?, "{}", source.len)?;
+    send(source.file, io, control)
+}
+
+fn output<'a>(io: &'a mut Io<'_>) -> io::Result<&'a mut (dyn Write + Send)> {
+    match &mut io.output {
+        Some(output) => Ok(&mut **output),
+        None => Err(io::Error::new(io::ErrorKind::InvalidInput, "There is no output")),
+    }
 }

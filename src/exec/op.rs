@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::cmd::{Cmd, Secret, show_word};
+use super::source::PathPolicy;
 
 /// One operation of a [`Script`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,6 +184,16 @@ pub enum Op {
         /// The file; links are followed.
         #[serde(with = "path")]
         path: PathBuf,
+    },
+    /// Writes the size in bytes of a file or block device and a line break, then its content, to the script's output
+    /// stream, if a policy allows what `path` leads to. What is judged is the object that was opened. Else like
+    /// [`Op::Send`].
+    SendAllowed {
+        /// The file; links are followed.
+        #[serde(with = "path")]
+        path: PathBuf,
+        /// Where it may lie. [`super::source::HOME`] is the home directory over there.
+        policy: PathPolicy,
     },
     /// Syncs a file or directory to the disk (`fsync(2)`).
     Sync {
@@ -359,10 +370,10 @@ impl Script {
         self.ops.iter().any(|op| matches!(op, Op::Receive { .. }))
     }
 
-    /// Whether it has an [`Op::Send`].
+    /// Whether it has an [`Op::Send`] or [`Op::SendAllowed`].
     #[must_use]
     pub fn sends(&self) -> bool {
-        self.ops.iter().any(|op| matches!(op, Op::Send { .. }))
+        self.ops.iter().any(|op| matches!(op, Op::Send { .. } | Op::SendAllowed { .. }))
     }
 }
 
@@ -433,6 +444,7 @@ impl fmt::Display for Op {
                 write!(f, "write the stream to {} (sparse={})", w(path), sparse.word())
             }
             Self::Send { path } => write!(f, "cat {}", w(path)),
+            Self::SendAllowed { path, .. } => write!(f, "stat and cat {}, if it is allowed", w(path)),
             Self::Sync { path } => write!(f, "fsync {}", w(path)),
             Self::Lock { name, wait_seconds } => write!(f, "flock -w {wait_seconds} {name}"),
             Self::Publish { from, to } => write!(f, "fsync {0}, ln {0} {1}", w(from), w(to)),
@@ -494,6 +506,25 @@ pub mod path {
     /// As text of the characters U+0000 to U+00FF: readable for ASCII, exact for everything.
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<PathBuf, D::Error> {
         super::latin1::deserialize(d).map(|bytes| PathBuf::from(OsString::from_vec(bytes)))
+    }
+}
+
+/// Serde for lists of paths.
+pub mod paths {
+    use std::ffi::OsString;
+    use std::path::PathBuf;
+
+    use serde::{Deserializer, Serializer};
+
+    /// As `os_strings` does.
+    pub fn serialize<S: Serializer>(list: &[PathBuf], s: S) -> Result<S::Ok, S::Error> {
+        let list: Vec<OsString> = list.iter().map(|path| path.clone().into_os_string()).collect();
+        super::os_strings::serialize(&list, s)
+    }
+
+    /// As `os_strings` does.
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<PathBuf>, D::Error> {
+        Ok(super::os_strings::deserialize(d)?.into_iter().map(PathBuf::from).collect())
     }
 }
 

@@ -5,7 +5,7 @@
 //! - To it: a constant command line, then the script as one line of Base64 on standard input ([`delivery`]), then the
 //!   data that [`Op::Receive`] takes. So nothing of the script, secrets included, is in an argument list.
 //! - From it on stdout: one line for each answer, `index payload`, where the payload is `-` (absent), `:text`, or Base64;
-//!   at last `end`. A script that sends ([`Op::Send`]) writes the raw bytes
+//!   at last `end`. A script that sends ([`Op::Send`], [`Op::SendAllowed`]) writes the raw bytes
 //!   instead.
 //! - From it on stderr: a line `@onestore-op index` before each operation, so that words can be told whose they are, and
 //!   at a failure at last `@onestore-failed index status`.
@@ -26,6 +26,7 @@ use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
 use super::op::{FileKind, Op, Script, Space, Sparse, Stat, Value};
 use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
+use super::source::{FORBIDDEN, HOME, PathPolicy};
 use super::staging;
 
 /// The command line of every script: any login shell hands it to sh, which reads one line and leaves the rest alone.
@@ -269,6 +270,7 @@ fn change(op: &Op) -> String {
             )
         }
         Op::Send { path } => format!("cat -- {} || exit", q(path)),
+        Op::SendAllowed { path, policy } => send_allowed(path, policy),
         Op::Sync { path } => format!("sync {} || exit", q(path)),
         Op::Publish { from, to } => format!(
             "sync {from} || exit\n\
@@ -298,6 +300,43 @@ fn change(op: &Op) -> String {
         }),
         _ => unreachable!("rendered by the caller"),
     }
+}
+
+/// Judges the name first, so that what is missing in a forbidden place cannot be told apart, then what was opened.
+///
+/// - `os_in path dir…`: whether it lies in one of them, as it is written or resolved. No expansion but that of a plain
+///   variable stands in its patterns: bash takes `"${s%/}"/*` for something else than dash does.
+/// - `os_may path`: dies unless the policy allows it.
+/// - `os_kind mode`: dies unless that is a file or a block device.
+fn send_allowed(path: &Path, policy: &PathPolicy) -> String {
+    let list = |dirs: &[std::path::PathBuf]| {
+        let dirs = dirs.iter().filter(|dir| !dir.as_os_str().is_empty()).map(|dir| match dir.to_str() {
+            // Nothing, where the home is the root: that guards everything.
+            Some(HOME) => "\"${HOME%/}\"".to_owned(),
+            // As components: `//` and a slash at the end are no part of the pattern.
+            _ => q(&dir.components().collect::<std::path::PathBuf>()),
+        });
+        dirs.collect::<Vec<_>>().join(" ")
+    };
+    format!(
+        "HOME=${{HOME-}}\n\
+         os_in() {{ t=$1/; shift; for s in \"$@\"; do [ \"$s\" ] || continue\n\
+         o=${{s%/}}; case $t in \"$o\"/*) return 0 ;; esac\n\
+         o=$(readlink -e -- \"$s\" && echo x) || continue\n\
+         o=${{o%?x}}; o=${{o%/}}; case $t in \"$o\"/*) return 0 ;; esac; done; return 1; }}\n\
+         os_may() {{ os_in \"$1\" {safe} || ! os_in \"$1\" {restricted} || os_die ': {FORBIDDEN}'; }}\n\
+         os_kind() {{ case $1 in 8* | 6*) return ;; 4*) s='a directory' ;; 1*) s='a pipe' ;; c*) s='a socket' ;;\n\
+         *) s='a character device' ;; esac; os_die \": It is $s, not a file or block device\"; }}\n\
+         o=$(readlink -m -- {path} && echo x) || exit\nos_may \"${{o%?x}}\"\n\
+         os_need {path} -L\nos_kind \"$o\"\nexec 5<{path} || exit\n\
+         o=$(readlink /proc/self/fd/5 && echo x) || exit\nos_may \"${{o%?x}}\"\n\
+         o=$(stat -L -c '%f %s' /proc/self/fd/5) || exit\nos_kind \"$o\"\n\
+         case $o in 6*) o=$(blockdev --getsize64 /proc/self/fd/5) || exit ;; esac\n\
+         printf '%s\\n' \"${{o#* }}\"\ncat <&5 || exit",
+        safe = list(&policy.safe),
+        restricted = list(&policy.restricted),
+        path = q(path),
+    )
 }
 
 fn follow_flag(follow: bool) -> &'static str {

@@ -463,7 +463,9 @@ fn reason(response: Response<Body>) -> Option<String> {
 
 /// Whether a server's word may stand in a message.
 fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
+    !text.is_empty()
+        && text.len() <= 64
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
 }
 
 /// First byte and total length of `bytes 5-9/10`.

@@ -28,9 +28,11 @@ use super::overlap::Overlapped;
 use super::rate::{Limited, Rate};
 use super::s3::{self, S3Error};
 use super::source::{PathPolicy, SourceError, open_local};
+use super::ssh;
 use super::url::{redact, split_scheme};
 use super::watch::Stop;
 use crate::exec::control::Control;
+use crate::exec::process::Programs;
 use crate::image::{HEAD, Inspection, Prefix, inspect};
 
 /// The most of the decoded beginning that is kept: 4 MiB, enough for the header of any format.
@@ -39,7 +41,7 @@ pub const MAX_HEAD: usize = 4 << 20;
 /// How an import behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which local files may be read.
+    /// Which files may be read, here and on other machines.
     pub policy: PathPolicy,
     /// Whether compressed sources are decoded (`NO_DECOMPRESS` says no).
     pub decompress: bool,
@@ -53,6 +55,8 @@ pub struct Options {
     pub http: http::Options,
     /// Where S3 objects are and whose they are.
     pub s3: s3::Settings,
+    /// How ssh is called.
+    pub programs: Programs,
     /// Who downloads from schemes that we do not serve.
     pub helper: Option<Helper>,
 }
@@ -67,6 +71,7 @@ impl Default for Options {
             max_output: None,
             http: http::Options::default(),
             s3: s3::Settings::default(),
+            programs: Programs::default(),
             helper: None,
         }
     }
@@ -85,7 +90,9 @@ pub enum ImportError {
     #[error(transparent)]
     S3(#[from] S3Error),
     /// Nobody here serves the scheme.
-    #[error("Cannot read from {location}: scheme '{scheme}' is not served, only http, https, s3, ssh and local paths are")]
+    #[error(
+        "Cannot read from {location}: scheme '{scheme}' is not served, only http, https, s3, ssh and local paths are"
+    )]
     Scheme {
         /// The location, without secrets.
         location: String,
@@ -107,6 +114,7 @@ enum Origin<'a> {
     Local(&'a Path),
     Http(&'a str),
     S3(&'a str),
+    Ssh(&'a str),
     Other(&'a str),
 }
 
@@ -118,6 +126,7 @@ impl<'a> Origin<'a> {
         match scheme.to_ascii_lowercase().as_str() {
             "http" | "https" => Self::Http(text),
             "s3" => Self::S3(text),
+            "ssh" => Self::Ssh(text),
             _ => Self::Other(scheme),
         }
     }
@@ -156,6 +165,10 @@ fn open_origin(location: &OsStr, options: &Options, stop: &Stop) -> Result<Opene
             let download = Download::open_proved(url, Arc::new(proof), &options.http, stop.clone())?;
             let len = download.announced();
             Ok(Opened { reader: Box::new(download), len, file: None })
+        }
+        Origin::Ssh(text) => {
+            let (relay, len) = ssh::open(text, options, &stop.control())?;
+            Ok(Opened { reader: Box::new(relay), len: Some(len), file: None })
         }
         Origin::Other(scheme) => {
             let refuse = || ImportError::Scheme { location: shown(location), scheme: scheme.to_owned() };

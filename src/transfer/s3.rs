@@ -259,8 +259,7 @@ pub(super) struct Signed {
 
 impl Signed {
     fn headers_at(&self, url: &Url, stamp: &str) -> Vec<(HeaderName, Secret)> {
-        let mut signed =
-            vec![("host", url.authority()), ("x-amz-content-sha256", EMPTY_BODY), ("x-amz-date", stamp)];
+        let mut signed = vec![("host", url.authority()), ("x-amz-content-sha256", EMPTY_BODY), ("x-amz-date", stamp)];
         signed.extend(self.token.as_ref().map(|token| ("x-amz-security-token", token.reveal())));
         let message = Message { method: "GET", path: url.path(), query: "", headers: &signed, body: EMPTY_BODY };
         let authorization = self.signer.authorization(&message, stamp);
@@ -287,11 +286,7 @@ impl Proof for Signed {
             let rest = host.strip_prefix(&self.bucket).and_then(|rest| rest.strip_prefix('.'));
             rest.is_some_and(|rest| rest.starts_with("s3.") || rest.starts_with("s3-"))
         };
-        to.scheme() == "https"
-            && is_amazon(&here)
-            && is_amazon(&there)
-            && of_bucket(&here)
-            && of_bucket(&there)
+        to.scheme() == "https" && is_amazon(&here) && is_amazon(&there) && of_bucket(&here) && of_bucket(&there)
     }
 }
 

@@ -54,9 +54,7 @@ impl Signer {
             .fold(first.into_bytes(), |key, part| hmac(&key, part.as_bytes()));
         let signature = hex(&hmac(&key, text.as_bytes()));
         let credential = format!("{}/{scope}", self.access_key);
-        Secret::new(format!(
-            "AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={names}, Signature={signature}"
-        ))
+        Secret::new(format!("AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={names}, Signature={signature}"))
     }
 }
 

@@ -19,10 +19,11 @@ use crate::context::Cx;
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::cmd::Secret;
 use crate::exec::op::{Op, Sparse, Value};
+use crate::exec::process::Programs;
 use crate::exec::staging;
 use crate::exec::step::{Feed, Step};
 use crate::image::{Contents, Format, Inspection};
-use crate::payload::{ActionData, Datastore, DatastoreType, Image, ImageType};
+use crate::payload::{ActionData, Datastore, DatastoreType, Image, ImageType, MarketTemplate};
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
 use crate::transfer::helper::Helper;
@@ -123,6 +124,7 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
             digests.push(digest::Expected::new(algorithm, hex).map_err(|e| Misuse(e.to_string()))?);
         }
     }
+    let market = data.marketplace.as_ref().map(|market| &market.template);
     let limit = template.limit_transfer_bw.trimmed();
     let unverified = template.other.get("TLS_VERIFY").is_some_and(|v| v.trim().eq_ignore_ascii_case("no"));
     Ok(import::Options {
@@ -131,7 +133,11 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
         digests,
         rate: limit.map(str::parse::<Rate>).transpose().map_err(|e| Misuse(e.to_string()))?,
         http: http::Options { verify_tls: cx.settings.tls_verify() && !unverified, ..http::Options::default() },
-        s3: s3_settings(data),
+        programs: Programs::from_env(),
+        // Never a mixture of both: a marketplace would be told a token that is not its own.
+        s3: market
+            .and_then(MarketTemplate::s3)
+            .unwrap_or_else(|| s3::Settings::from_env(|name| std::env::var(name).ok())),
         // Its downloads have effects of their own, so `explain` does not start it.
         helper: cx.is_real().then(|| Helper {
             program: cx.layout.remotes.join("datastore/downloader.sh"),
@@ -139,25 +145,6 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
         }),
         ..import::Options::default()
     })
-}
-
-/// The keys of the marketplace that the image comes from, else those of the environment: never a mixture, or a
-/// marketplace would be told a token that is not its own.
-fn s3_settings(data: &ActionData) -> s3::Settings {
-    let market = data.marketplace.as_ref().map(|market| &market.template);
-    let Some(market) = market.filter(|m| m.access_key_id.get().is_some() || m.secret_access_key.get().is_some()) else {
-        return s3::Settings::from_env(|name| std::env::var(name).ok());
-    };
-    let text = |text: &crate::payload::Text| text.trimmed().map(str::to_owned);
-    s3::Settings {
-        access_key: market.access_key_id.get().cloned(),
-        secret_key: market.secret_access_key.get().cloned(),
-        session_token: market.session_token.get().cloned(),
-        region: text(&market.region),
-        endpoint: text(&market.endpoint),
-        foreign: market.aws.trimmed().is_some_and(|word| word.eq_ignore_ascii_case("no")),
-        style: market.force_path_style.trimmed().map_or(s3::Style::Auto, s3::Style::forced),
-    }
 }
 
 /// The part of the document that upstream's downloader reads: the keys of a marketplace on S3.
