@@ -190,7 +190,7 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
             say("nothing may change after receiving in the same script");
         }
         Op::Send { .. } | Op::SendAllowed { .. } if index + 1 != script.ops.len() => {
-            say("sending is not the last operation")
+            say("sending is not the last operation");
         }
         op if script.sends() && (op.is_question() || matches!(op, Op::Receive { .. })) => {
             say("a script that sends cannot answer anything else");

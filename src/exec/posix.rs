@@ -111,6 +111,7 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
                     locks += 1;
                     lock(name, *wait_seconds, 5 + locks)
                 }
+                Op::SendAllowed { path, policy } => send_allowed(path, policy),
                 op if op.is_question() => question(op),
                 op => change(op),
             },
@@ -270,7 +271,6 @@ fn change(op: &Op) -> String {
             )
         }
         Op::Send { path } => format!("cat -- {} || exit", q(path)),
-        Op::SendAllowed { path, policy } => send_allowed(path, policy),
         Op::Sync { path } => format!("sync {} || exit", q(path)),
         Op::Publish { from, to } => format!(
             "sync {from} || exit\n\

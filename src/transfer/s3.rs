@@ -412,8 +412,7 @@ mod tests {
     fn the_environment_is_read_as_the_tools_of_the_field_read_it() {
         let settings = Settings::from_env(|name| match name {
             "AWS_ACCESS_KEY_ID" => Some("AK".to_owned()),
-            "AWS_SECRET_ACCESS_KEY" => Some("canary".to_owned()),
-            "AWS_SESSION_TOKEN" => Some("canary".to_owned()),
+            "AWS_SECRET_ACCESS_KEY" | "AWS_SESSION_TOKEN" => Some("canary".to_owned()),
             "AWS_DEFAULT_REGION" => Some("eu-north-1".to_owned()),
             "AWS_ENDPOINT_URL" => Some("http://h:9000".to_owned()),
             "AWS_REGION" => Some(" ".to_owned()),

@@ -21,7 +21,7 @@ use crate::exec::process::Programs;
 use crate::exec::relay::Relay;
 
 /// Most digits of a size.
-const DIGITS: u64 = 20;
+const DIGITS: usize = 20;
 
 /// What is restricted on every machine, where anything is: the cloud's own files, wherever ours lie.
 const CLOUD: [&str; 3] = [HOME, "/var/lib/one", "/etc/one"];
@@ -131,11 +131,10 @@ fn start(host: HostName, port: Option<u16>, programs: Programs, op: Op, control:
 /// Reads the first line.
 fn size(relay: &mut Relay) -> io::Result<u64> {
     let mut line = Vec::new();
-    for byte in relay.by_ref().take(DIGITS + 1).bytes() {
-        match byte? {
-            b'\n' => break,
-            byte => line.push(byte),
-        }
+    let mut byte = [0];
+    // Byte by byte: what follows belongs to the file.
+    while line.len() <= DIGITS && relay.read(&mut byte)? == 1 && byte != *b"\n" {
+        line.extend(byte);
     }
     let size = String::from_utf8(line).ok().and_then(|digits| digits.parse().ok());
     size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "The host does not tell the size"))
