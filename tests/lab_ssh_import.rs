@@ -181,7 +181,7 @@ fn a_file_that_the_login_cannot_read_says_so() {
     let lab = Sshd::start(user);
     let secret = lab.path("secret");
     fs::write(&secret, "x").expect("writes");
-    fs::set_permissions(&secret, fs::Permissions::from_mode(0)).expect("chmod");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).expect("chmod");
     fs::set_permissions(lab.path(""), fs::Permissions::from_mode(0o755)).expect("chmod");
     let error = fetch(&format!("ssh://lab{}", secret.display()), &options(&lab)).expect_err("not readable");
     assert_eq!(error, format!("Cannot read from ssh://lab{}: Permission denied", secret.display()));
