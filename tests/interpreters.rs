@@ -9,6 +9,8 @@ mod generated;
 mod harness;
 #[path = "interpreters/publishing.rs"]
 mod publishing;
+#[path = "interpreters/sending.rs"]
+mod sending;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};

@@ -310,8 +310,11 @@ fn a_certificate_that_nobody_signed_is_refused_unless_allowed() {
 
 #[test]
 fn schemes_that_nobody_serves_are_named() {
-    let text = fetch("s3://key:secret@bucket/x", &options()).unwrap_err();
-    assert_eq!(text, "Cannot read from s3://bucket/x: scheme 's3' is not served, only http, https and local paths are");
+    let text = fetch("lxd://key:secret@host/x", &options()).unwrap_err();
+    assert_eq!(
+        text,
+        "Cannot read from lxd://host/x: scheme 'lxd' is not served, only http, https, s3, ssh and local paths are"
+    );
     assert!(fetch("http://", &options()).unwrap_err().starts_with("Not a valid URL"));
 }
 

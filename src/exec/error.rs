@@ -9,6 +9,7 @@ use super::cmd::show_word;
 use super::control::Stopped;
 use super::op::{Op, READ_LIMIT, Script};
 use super::process::{ProcessError, ProcessErrorKind};
+use super::source::FORBIDDEN;
 use super::staging;
 
 /// A failed operation. Its text is one line that names the object and the cause, so it has no source.
@@ -48,6 +49,8 @@ pub enum OpErrorKind {
     Locked,
     /// The script itself is at fault: see [`fault`].
     Script,
+    /// The file lies where it must not be read from.
+    Forbidden,
     /// Anything else.
     Other,
 }
@@ -115,6 +118,7 @@ fn kind_of(cause: &str) -> OpErrorKind {
         "File exists" => OpErrorKind::Exists,
         "No space left on device" | "Disk quota exceeded" => OpErrorKind::NoSpace,
         "Permission denied" | "Operation not permitted" | "Read-only file system" => OpErrorKind::Denied,
+        FORBIDDEN => OpErrorKind::Forbidden,
         _ => OpErrorKind::Other,
     }
 }
@@ -127,7 +131,7 @@ pub fn cannot(op: &Op) -> String {
         Op::Stat { path, .. } => format!("Cannot look at {}", w(path)),
         Op::ReadLink { path } => format!("Cannot read the link {}", w(path)),
         Op::List { path } => format!("Cannot list {}", w(path)),
-        Op::Read { path, .. } | Op::Send { path } => format!("Cannot read {}", w(path)),
+        Op::Read { path, .. } | Op::Send { path } | Op::SendAllowed { path, .. } => format!("Cannot read {}", w(path)),
         Op::Space { path } => format!("Cannot get the space of {}", w(path)),
         Op::TreeSize { path } => format!("Cannot get the size of {}", w(path)),
         Op::Md5 { path } => format!("Cannot get the MD5 digest of {}", w(path)),
@@ -185,7 +189,9 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
         op if before.iter().any(|op| matches!(op, Op::Receive { .. })) && !is_harmless(op) => {
             say("nothing may change after receiving in the same script");
         }
-        Op::Send { .. } if index + 1 != script.ops.len() => say("sending is not the last operation"),
+        Op::Send { .. } | Op::SendAllowed { .. } if index + 1 != script.ops.len() => {
+            say("sending is not the last operation");
+        }
         op if script.sends() && (op.is_question() || matches!(op, Op::Receive { .. })) => {
             say("a script that sends cannot answer anything else");
         }

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use super::cmd::Cmd;
@@ -15,6 +16,7 @@ use super::files;
 use super::lock::{LockDir, LockError, NamedLock};
 use super::op::{Op, Role, Script, Sparse, Value};
 use super::process::{self, ProcessIo, Programs, Spawn, Stdout};
+use super::source::{PathPolicy, SourceError, open_local};
 use super::staging;
 
 /// What [`Op::Receive`] takes.
@@ -29,7 +31,7 @@ pub enum Input<'a> {
 pub struct Io<'a> {
     /// What [`Op::Receive`] takes.
     pub input: Option<Input<'a>>,
-    /// Where [`Op::Send`] writes.
+    /// Where [`Op::Send`] and [`Op::SendAllowed`] write.
     pub output: Option<&'a mut (dyn Write + Send)>,
     /// Where [`Op::Lock`] locks.
     pub locks: LockDir,
@@ -126,7 +128,7 @@ fn apply(op: &Op, fences: &Fences<'_>, io: &mut Io<'_>, control: &Control) -> io
     }
 }
 
-fn claim(path: &std::path::Path, fences: &Fences<'_>) -> io::Result<()> {
+fn claim(path: &Path, fences: &Fences<'_>) -> io::Result<()> {
     let mut tries = 0;
     loop {
         let claimed = fences
@@ -151,7 +153,8 @@ fn at_place(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::TreeSize { path } => return files::tree_size(path, control).map(Value::Number),
         Op::Md5 { path } => return files::md5(path, control).map(Value::Bytes),
         Op::Receive { path, sparse } => return receive(path, *sparse, io, control).map(Value::Number),
-        Op::Send { path } => send(path, io, control),
+        Op::Send { path } => send(File::open(path)?, io, control),
+        Op::SendAllowed { path, policy } => send_allowed(path, policy, io, control),
         Op::RemoveDirIfEmpty { path } => files::remove_dir_if_empty(path),
         Op::Symlink { target, link } => files::symlink(target, link),
         Op::HardLink { from, to } => files::hard_link(from, to),
@@ -171,7 +174,7 @@ fn at_place(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
     done.map(|()| Value::Done)
 }
 
-fn receive(path: &std::path::Path, sparse: Sparse, io: &mut Io<'_>, control: &Control) -> io::Result<u64> {
+fn receive(path: &Path, sparse: Sparse, io: &mut Io<'_>, control: &Control) -> io::Result<u64> {
     match io.input.take() {
         Some(Input::Stream(stream)) => files::receive(path, stream, sparse, control),
         Some(Input::File(file)) => files::receive_file(path, file, sparse, control),
@@ -179,9 +182,23 @@ fn receive(path: &std::path::Path, sparse: Sparse, io: &mut Io<'_>, control: &Co
     }
 }
 
-fn send(path: &std::path::Path, io: &mut Io<'_>, control: &Control) -> io::Result<()> {
-    let mut file = control.reader(File::open(path)?);
-    let output = io.output.as_mut().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "There is no output"))?;
-    io::copy(&mut file, output)?;
+fn send(file: File, io: &mut Io<'_>, control: &Control) -> io::Result<()> {
+    let output = output(io)?;
+    io::copy(&mut control.reader(file), output)?;
     output.flush()
+}
+
+fn send_allowed(path: &Path, policy: &PathPolicy, io: &mut Io<'_>, control: &Control) -> io::Result<()> {
+    let home = std::env::var_os("HOME");
+    let policy = policy.clone().at_home(home.as_deref().map(Path::new));
+    let source = open_local(path, &policy).map_err(SourceError::cause)?;
+    writeln!(output(io)?, "{}", source.len)?;
+    send(source.file, io, control)
+}
+
+fn output<'a>(io: &'a mut Io<'_>) -> io::Result<&'a mut (dyn Write + Send)> {
+    match &mut io.output {
+        Some(output) => Ok(&mut **output),
+        None => Err(io::Error::new(io::ErrorKind::InvalidInput, "There is no output")),
+    }
 }

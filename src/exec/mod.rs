@@ -17,6 +17,7 @@
 //! - [`relay`]: a file of one host as a stream for another.
 //! - [`host`]: where scripts run: here, through the OpenSSH client, or through libssh2.
 //! - [`lock`]: named advisory locks, compatible with `/var/lock/one`.
+//! - [`source`]: opens a file that a user named, where that is allowed.
 //! - [`staging`]: names of files that are not finished yet, and what becomes of them when their owner dies.
 //! - [`step`]: scripts with an undo and a sentence; the undo stack.
 
@@ -35,6 +36,7 @@ pub mod op;
 pub mod posix;
 pub mod process;
 pub mod relay;
+pub mod source;
 pub mod staging;
 pub mod step;
 mod writeback;

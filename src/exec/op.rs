@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::cmd::{Cmd, Secret, show_word};
+use super::source::PathPolicy;
 
 /// One operation of a [`Script`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,6 +184,16 @@ pub enum Op {
         /// The file; links are followed.
         #[serde(with = "path")]
         path: PathBuf,
+    },
+    /// Writes the size in bytes of a file or block device and a line break, then its content, to the script's output
+    /// stream, if a policy allows what `path` leads to. What is judged is the object that was opened. Else like
+    /// [`Op::Send`].
+    SendAllowed {
+        /// The file; links are followed.
+        #[serde(with = "path")]
+        path: PathBuf,
+        /// Where it may lie. [`super::source::HOME`] is the home directory over there.
+        policy: PathPolicy,
     },
     /// Syncs a file or directory to the disk (`fsync(2)`).
     Sync {
@@ -362,10 +373,10 @@ impl Script {
         self.ops.iter().any(|op| matches!(op, Op::Receive { .. }))
     }
 
-    /// Whether it has an [`Op::Send`].
+    /// Whether it has an [`Op::Send`] or [`Op::SendAllowed`].
     #[must_use]
     pub fn sends(&self) -> bool {
-        self.ops.iter().any(|op| matches!(op, Op::Send { .. }))
+        self.ops.iter().any(|op| matches!(op, Op::Send { .. } | Op::SendAllowed { .. }))
     }
 }
 
@@ -395,6 +406,7 @@ impl Op {
             | Self::Md5 { path }
             | Self::PunchHoles { path }
             | Self::Send { path }
+            | Self::SendAllowed { path, .. }
             | Self::Sync { path }
             | Self::Sweep { staging: path, .. } => vec![(path, Role::Object)],
             Self::Stat { path, follow: false }
@@ -483,6 +495,7 @@ impl fmt::Display for Op {
                 write!(f, "write the stream to {} (sparse={})", w(path), sparse.word())
             }
             Self::Send { path } => write!(f, "cat {}", w(path)),
+            Self::SendAllowed { path, .. } => write!(f, "stat and cat {}, if it is allowed", w(path)),
             Self::Sync { path } => write!(f, "fsync {}", w(path)),
             Self::Lock { name, wait_seconds } => write!(f, "flock -w {wait_seconds} {name}"),
             Self::Publish { from, to } => write!(f, "fsync {0}, ln {0} {1}", w(from), w(to)),

@@ -5,7 +5,7 @@
 //! - To it: a constant command line, then the script as one line of Base64 on standard input ([`delivery`]), then the
 //!   data that [`Op::Receive`] takes. So nothing of the script, secrets included, is in an argument list.
 //! - From it on stdout: one line for each answer, `index payload`, where the payload is `-` (absent), `:text`, or Base64;
-//!   at last `end`. A script that sends ([`Op::Send`]) writes the raw bytes
+//!   at last `end`. A script that sends ([`Op::Send`], [`Op::SendAllowed`]) writes the raw bytes
 //!   instead.
 //! - From it on stderr: a line `@onestore-op index` before each operation, so that words can be told whose they are, and
 //!   at a failure at last `@onestore-failed index status`.
@@ -26,6 +26,7 @@ use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
 use super::op::{FileKind, Op, Role, Script, Space, Sparse, Stat, Value};
 use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
+use super::source::{FORBIDDEN, HOME, PathPolicy};
 use super::staging;
 
 /// The command line of every script: any login shell hands it to sh, which reads one line and leaves the rest alone.
@@ -59,7 +60,7 @@ pub fn render(script: &Script) -> String {
 /// - `os_die words [status]`: it failed, and this is why.
 /// - `os_there path flag`: whether there is something; its `stat` line in `o`. `flag` is `-L` to follow links. Dies of
 ///   anything but absence, which includes a parent that is no directory.
-/// - `os_in root path`: dies where the path leads out of the directory `root`, or would if it were there.
+/// - `os_within root path`: dies where the path leads out of the directory `root`, or would if it were there.
 /// - `os_soft pattern… -- command…`: runs, and takes a failure with such words for success.
 /// - `os_cap command…`: the command's output as an answer; its status in `s`.
 /// - `os_ok status…`: dies unless `s` is one of these.
@@ -79,7 +80,7 @@ os_there() {
   os_die "$o"
 }
 os_need() { os_there "$1" "$2" || os_die "$o"; }
-os_in() {
+os_within() {
   t=$(readlink -m -- "$2") && o=$(readlink -m -- "$1") || exit
   case $t in "$o" | "$o"/*) ;; *) os_die ": It leads out of $1" ;; esac
 }
@@ -116,6 +117,7 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
                     locks += 1;
                     lock(name, *wait_seconds, 5 + locks)
                 }
+                Op::SendAllowed { path, policy } => send_allowed(path, policy),
                 op if op.is_question() => question(op),
                 op => change(op),
             },
@@ -140,7 +142,7 @@ fn inside(op: &Op, fences: &[PathBuf]) -> String {
             Role::Name => path.parent().filter(|dir| dir != root),
         };
         if let Some(looked) = looked {
-            let _ = writeln!(text, "os_in {} {}", q(root), q(looked));
+            let _ = writeln!(text, "os_within {} {}", q(root), q(looked));
         }
     }
     text
@@ -240,7 +242,7 @@ fn change(op: &Op) -> String {
         Op::Write { path, content, mode } => {
             let content = BASE64.encode(content.reveal());
             format!(
-                "t=$(mktemp -- {dir}/.onestore.XXXXXXXX) || exit\n\
+                "t=$(mktemp -- {dir}/.onestore.XXXXXX) || exit\n\
                  {{ printf %s '{content}' | base64 -d >\"$t\" && chmod {mode:04o} -- \"$t\" && sync \"$t\" \
                  && mv -fT -- \"$t\" {path} && sync {dir}; }} || {{ s=$?; rm -f -- \"$t\"; exit $s; }}",
                 dir = dir_of(path),
@@ -322,6 +324,43 @@ fn change(op: &Op) -> String {
     }
 }
 
+/// Judges the name first, so that what is missing in a forbidden place cannot be told apart, then what was opened.
+///
+/// - `os_in path dir…`: whether it lies in one of them, as it is written or resolved. No expansion but that of a plain
+///   variable stands in its patterns: bash takes `"${s%/}"/*` for something else than dash does.
+/// - `os_may path`: dies unless the policy allows it.
+/// - `os_kind mode`: dies unless that is a file or a block device.
+fn send_allowed(path: &Path, policy: &PathPolicy) -> String {
+    let list = |dirs: &[std::path::PathBuf]| {
+        let dirs = dirs.iter().filter(|dir| !dir.as_os_str().is_empty()).map(|dir| match dir.to_str() {
+            // Nothing, where the home is the root: that guards everything.
+            Some(HOME) => "\"${HOME%/}\"".to_owned(),
+            // As components: `//` and a slash at the end are no part of the pattern.
+            _ => q(&dir.components().collect::<std::path::PathBuf>()),
+        });
+        dirs.collect::<Vec<_>>().join(" ")
+    };
+    format!(
+        "HOME=${{HOME-}}\n\
+         os_in() {{ t=$1/; shift; for s in \"$@\"; do [ \"$s\" ] || continue\n\
+         o=${{s%/}}; case $t in \"$o\"/*) return 0 ;; esac\n\
+         o=$(readlink -e -- \"$s\" && echo x) || continue\n\
+         o=${{o%?x}}; o=${{o%/}}; case $t in \"$o\"/*) return 0 ;; esac; done; return 1; }}\n\
+         os_may() {{ os_in \"$1\" {safe} || ! os_in \"$1\" {restricted} || os_die ': {FORBIDDEN}'; }}\n\
+         os_kind() {{ case $1 in 8* | 6*) return ;; 4*) s='a directory' ;; 1*) s='a pipe' ;; c*) s='a socket' ;;\n\
+         *) s='a character device' ;; esac; os_die \": It is $s, not a file or block device\"; }}\n\
+         o=$(readlink -m -- {path} && echo x) || exit\nos_may \"${{o%?x}}\"\n\
+         os_need {path} -L\nos_kind \"$o\"\nexec 5<{path} || exit\n\
+         o=$(readlink /proc/self/fd/5 && echo x) || exit\nos_may \"${{o%?x}}\"\n\
+         o=$(stat -L -c '%f %s' /proc/self/fd/5) || exit\nos_kind \"$o\"\n\
+         case $o in 6*) o=$(blockdev --getsize64 /proc/self/fd/5) || exit ;; esac\n\
+         printf '%s\\n' \"${{o#* }}\"\ncat <&5 || exit",
+        safe = list(&policy.safe),
+        restricted = list(&policy.restricted),
+        path = q(path),
+    )
+}
+
 fn follow_flag(follow: bool) -> &'static str {
     if follow { "-L" } else { "''" }
 }
@@ -332,7 +371,7 @@ fn move_file(from: &Path, to: &Path) -> String {
         "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
          if [ \"$t\" = \"${{o##* }}\" ]; then mv -fT -- {from} {to} && sync {dir} {from_dir} || exit\n\
          elif [ -d {from} ] && ! [ -L {from} ]; then os_die ': Is a directory'\n\
-         else t=$(mktemp -- {dir}/.onestore.XXXXXXXX) || exit\n\
+         else t=$(mktemp -- {dir}/.onestore.XXXXXX) || exit\n\
          {{ rm -f -- \"$t\" && cp -dpT --reflink=auto --sparse=auto -- {from} \"$t\" && {{ [ -L \"$t\" ] || sync \"$t\"; }} \
          && mv -fT -- \"$t\" {to} && sync {dir}; }} || {{ s=$?; rm -f -- \"$t\"; exit $s; }}\n\
          rm -f -- {from} && sync {from_dir} || exit; fi",

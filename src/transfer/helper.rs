@@ -1,6 +1,6 @@
 //! Downloads by upstream's `datastore/downloader.sh`, for the schemes that we do not serve ourselves.
 //!
-//! A datastore that is switched over to us must still take images from S3, from backups and from other machines. The
+//! A datastore that is switched over to us must still take images from Ceph, from backups and from LXD servers. The
 //! program knows how (contract 03 §1, §2); it is asked for the bytes as they are, everything after that is ours: digests,
 //! decoding, inspection.
 
@@ -14,8 +14,7 @@ use crate::exec::process::{self, ProcessIo, Spawn, Stdin, Stdout};
 use crate::exec::relay::Relay;
 
 /// Schemes that the program knows (contract 03 §2).
-const SCHEMES: &[&str] =
-    &["ssh", "s3", "rbd", "lxd", "restic", "restic+rbd", "rsync", "rsync+rbd", "netapp", "purefa", "onebex"];
+const SCHEMES: &[&str] = &["rbd", "lxd", "restic", "restic+rbd", "rsync", "rsync+rbd", "netapp", "purefa", "onebex"];
 
 /// The program and what it has to be told.
 #[derive(Clone, Debug)]
@@ -104,10 +103,9 @@ mod tests {
     #[test]
     fn the_program_is_asked_for_the_bytes_as_they_are() {
         let (_dir, helper) = helper("echo \"$* $DRV_ACTION\"");
-        let text = read(&helper, "s3://bucket/a+b", "s3").expect("a stream");
-        assert_eq!(text, "--nodecomp -- s3://bucket/a+b - canary\n");
+        let text = read(&helper, "rbd://host/a+b", "rbd").expect("a stream");
+        assert_eq!(text, "--nodecomp -- rbd://host/a+b - canary\n");
         for good in [
-            "ssh://oneadmin@node3:/var/tmp/a.raw",
             "restic://100/1/0:25f4b298,1:6968545c//var/lib/one/datastores/0/0/backup/disk.0",
             "rbd://user@ceph1/one/one-7?DS=100&CEPH_USER=one&CEPH_CONF=/etc/ceph/ceph.conf",
             "lxd://images.example.org/a/rootfs.tar.xz?size=2048&filesystem=ext4&format=raw",
@@ -120,7 +118,7 @@ mod tests {
     #[test]
     fn its_failure_is_ours_and_shows_no_secret() {
         let (_dir, helper) = helper("printf half; echo \"no such key $DRV_ACTION\" >&2; exit 255");
-        let error = read(&helper, "s3://bucket/a", "s3").expect_err("a failure");
+        let error = read(&helper, "rbd://host/a", "rbd").expect_err("a failure");
         assert!(error.contains("no such key") && !error.contains("canary"), "{error}");
     }
 
@@ -129,18 +127,18 @@ mod tests {
         let (_dir, helper) = helper("echo called");
         for location in [
             "lxd://x/$(id)",
-            "ssh://h:/a b",
-            "s3://b/'x'",
-            "s3://b/`x`",
-            "s3://b/a;b",
-            "s3://b/a\nb",
-            "ssh://h&/var/tmp/x:/y",
-            "ssh://-oProxyCommand=x:/y",
-            "ssh://u@-oX:/y",
+            "rbd://h/a b",
+            "rbd://b/'x'",
+            "rbd://b/`x`",
+            "rbd://b/a;b",
+            "rbd://b/a\nb",
+            "rbd://h&/var/tmp/x:/y",
+            "rbd://-oProxyCommand=x/y",
+            "rbd://u@-oX/y",
             "lxd://x?size=1&PATH=/var/tmp",
             "lxd://x?size=$(id)",
-            "s3://b/a?x=1",
-            "ssh://h:/~root/x",
+            "rbd://b/a?x=1",
+            "rbd://h/~root/x",
         ] {
             let scheme = location.split(':').next().expect("a scheme");
             assert_eq!(read(&helper, location, scheme).expect_err("refused"), "refused", "{location}");

@@ -26,10 +26,13 @@ use super::helper::Helper;
 use super::http::{self, Download, HttpError};
 use super::overlap::Overlapped;
 use super::rate::{Limited, Rate};
+use super::s3::{self, S3Error};
 use super::source::{PathPolicy, SourceError, open_local};
+use super::ssh;
 use super::url::{redact, split_scheme};
 use super::watch::Stop;
 use crate::exec::control::Control;
+use crate::exec::process::Programs;
 use crate::image::{HEAD, Inspection, Prefix, inspect};
 
 /// The most of the decoded beginning that is kept: 4 MiB, enough for the header of any format.
@@ -38,7 +41,7 @@ pub const MAX_HEAD: usize = 4 << 20;
 /// How an import behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which local files may be read.
+    /// Which files may be read, here and on other machines.
     pub policy: PathPolicy,
     /// Whether compressed sources are decoded (`NO_DECOMPRESS` says no).
     pub decompress: bool,
@@ -50,6 +53,10 @@ pub struct Options {
     pub max_output: Option<u64>,
     /// How downloads behave.
     pub http: http::Options,
+    /// Where S3 objects are and whose they are.
+    pub s3: s3::Settings,
+    /// How ssh is called.
+    pub programs: Programs,
     /// Who downloads from schemes that we do not serve.
     pub helper: Option<Helper>,
 }
@@ -63,6 +70,8 @@ impl Default for Options {
             rate: None,
             max_output: None,
             http: http::Options::default(),
+            s3: s3::Settings::default(),
+            programs: Programs::default(),
             helper: None,
         }
     }
@@ -77,8 +86,13 @@ pub enum ImportError {
     /// The download did not begin.
     #[error(transparent)]
     Http(#[from] HttpError),
+    /// An S3 object cannot be asked for.
+    #[error(transparent)]
+    S3(#[from] S3Error),
     /// Nobody here serves the scheme.
-    #[error("Cannot read from {location}: scheme '{scheme}' is not served, only http, https and local paths are")]
+    #[error(
+        "Cannot read from {location}: scheme '{scheme}' is not served, only http, https, s3, ssh and local paths are"
+    )]
     Scheme {
         /// The location, without secrets.
         location: String,
@@ -99,17 +113,21 @@ pub enum ImportError {
 enum Origin<'a> {
     Local(&'a Path),
     Http(&'a str),
+    S3(&'a str),
+    Ssh(&'a str),
     Other(&'a str),
 }
 
 impl<'a> Origin<'a> {
     fn of(location: &'a OsStr) -> Self {
-        match location.to_str().and_then(|text| Some((text, split_scheme(text)?.0))) {
-            Some((text, scheme)) if ["http", "https"].contains(&scheme.to_ascii_lowercase().as_str()) => {
-                Self::Http(text)
-            }
-            Some((_, scheme)) => Self::Other(scheme),
-            None => Self::Local(Path::new(location)),
+        let Some((text, scheme)) = location.to_str().and_then(|text| Some((text, split_scheme(text)?.0))) else {
+            return Self::Local(Path::new(location));
+        };
+        match scheme.to_ascii_lowercase().as_str() {
+            "http" | "https" => Self::Http(text),
+            "s3" => Self::S3(text),
+            "ssh" => Self::Ssh(text),
+            _ => Self::Other(scheme),
         }
     }
 }
@@ -141,6 +159,16 @@ fn open_origin(location: &OsStr, options: &Options, stop: &Stop) -> Result<Opene
             let download = Download::open(url, &options.http, stop.clone())?;
             let len = download.announced();
             Ok(Opened { reader: Box::new(download), len, file: None })
+        }
+        Origin::S3(text) => {
+            let s3::Request { url, proof } = s3::request(text, &options.s3)?;
+            let download = Download::open_proved(url, Arc::new(proof), &options.http, stop.clone())?;
+            let len = download.announced();
+            Ok(Opened { reader: Box::new(download), len, file: None })
+        }
+        Origin::Ssh(text) => {
+            let (relay, len) = ssh::open(text, options, &stop.control())?;
+            Ok(Opened { reader: Box::new(relay), len: Some(len), file: None })
         }
         Origin::Other(scheme) => {
             let refuse = || ImportError::Scheme { location: shown(location), scheme: scheme.to_owned() };

@@ -11,6 +11,8 @@ pub enum ProxyChoice {
     Environment,
     /// None, whatever the environment says.
     Direct,
+    /// This one for every address, whatever the environment says: `http://host:port`.
+    Fixed(String),
 }
 
 impl ProxyChoice {
@@ -18,12 +20,14 @@ impl ProxyChoice {
     pub(super) fn resolve(&self, url: &Url) -> Result<Option<Proxy>, String> {
         match self {
             Self::Direct => Ok(None),
-            Self::Environment => match choose(url, |name| std::env::var(name).ok()) {
-                None => Ok(None),
-                Some(text) => Proxy::new(&text).map(Some).map_err(|_| text),
-            },
+            Self::Environment => choose(url, |name| std::env::var(name).ok()).map(parse).transpose(),
+            Self::Fixed(text) => parse(text.clone()).map(Some),
         }
     }
+}
+
+fn parse(text: String) -> Result<Proxy, String> {
+    Proxy::new(&text).map_err(|_| text)
 }
 
 /// Picks the variable. `HTTP_PROXY` is left out as in curl: a CGI script's client can set it.

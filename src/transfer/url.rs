@@ -97,6 +97,21 @@ impl Url {
         }
     }
 
+    /// Host and port as they are sent.
+    pub(super) fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// The path as it is sent.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether there is a query.
+    pub(super) fn has_query(&self) -> bool {
+        self.query.is_some()
+    }
+
     /// For people: without login and query.
     pub(super) fn shown(&self) -> String {
         self.base()

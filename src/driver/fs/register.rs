@@ -19,17 +19,18 @@ use crate::context::Cx;
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::cmd::Secret;
 use crate::exec::op::{Op, Sparse, Value};
+use crate::exec::process::Programs;
 use crate::exec::staging;
 use crate::exec::step::{Feed, Step};
 use crate::image::{Contents, Format, Inspection};
-use crate::payload::{ActionData, Datastore, DatastoreType, Image, ImageType};
+use crate::payload::{ActionData, Datastore, DatastoreType, Image, ImageType, MarketTemplate};
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
 use crate::transfer::helper::Helper;
 use crate::transfer::import::{self, Incoming};
 use crate::transfer::progress::Progress;
 use crate::transfer::rate::Rate;
-use crate::transfer::{digest, http, size, source};
+use crate::transfer::{digest, http, s3, size, source};
 
 /// Most bytes that `stat` downloads only to count what they unpack to: 16 GiB. oned waits 90 seconds for the answer.
 const MOST_COUNTED: u64 = 16 << 30;
@@ -123,6 +124,7 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
             digests.push(digest::Expected::new(algorithm, hex).map_err(|e| Misuse(e.to_string()))?);
         }
     }
+    let market = data.marketplace.as_ref().map(|market| &market.template);
     let limit = template.limit_transfer_bw.trimmed();
     let unverified = template.other.get("TLS_VERIFY").is_some_and(|v| v.trim().eq_ignore_ascii_case("no"));
     Ok(import::Options {
@@ -131,6 +133,11 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
         digests,
         rate: limit.map(str::parse::<Rate>).transpose().map_err(|e| Misuse(e.to_string()))?,
         http: http::Options { verify_tls: cx.settings.tls_verify() && !unverified, ..http::Options::default() },
+        programs: Programs::from_env(),
+        // Never a mixture of both: a marketplace would be told a token that is not its own.
+        s3: market
+            .and_then(MarketTemplate::s3)
+            .unwrap_or_else(|| s3::Settings::from_env(|name| std::env::var(name).ok())),
         // Its downloads have effects of their own, so `explain` does not start it.
         helper: cx.is_real().then(|| Helper {
             program: cx.layout.remotes.join("datastore/downloader.sh"),
