@@ -46,7 +46,8 @@ pub struct Options {
     pub digests: Vec<Expected>,
     /// The fastest that the source is read, of any kind.
     pub rate: Option<Rate>,
-    /// The most decoded bytes that are accepted.
+    /// The most bytes that are accepted of what does not announce its length: of decoded data, and of downloads without
+    /// a length. What announces it can be judged before it comes.
     pub max_output: Option<u64>,
     /// How downloads behave.
     pub http: http::Options,
@@ -112,6 +113,11 @@ impl<'a> Origin<'a> {
             None => Self::Local(Path::new(location)),
         }
     }
+}
+
+/// Whether a location is an http or https address.
+pub(super) fn is_http(location: &OsStr) -> bool {
+    matches!(Origin::of(location), Origin::Http(_))
 }
 
 /// A location for people: without login and query.
@@ -253,11 +259,11 @@ fn assemble(
     if let Some(kind) = compression {
         source = Box::new(Overlapped::start("import-decode", kind.decoder(source)?)?);
     }
-    if let Some(limit) = options.max_output {
+    let endless = compression.is_some() || (opened.len.is_none() && is_http(location));
+    if let Some(limit) = options.max_output.filter(|_| endless) {
         source = Box::new(Bounded::new(source, limit));
     }
     let plain = compression.is_none() && options.digests.is_empty() && options.rate.is_none();
-    let small = options.max_output.is_none_or(|limit| opened.len.is_some_and(|len| len <= limit));
     Ok(Incoming {
         head: Vec::new(),
         taken: 0,
@@ -268,7 +274,7 @@ fn assemble(
         location: name,
         compression,
         encoded_len: opened.len,
-        plain_file: opened.file.filter(|_| plain && small),
+        plain_file: opened.file.filter(|_| plain),
     })
 }
 

@@ -4,6 +4,7 @@
 //!
 //! - [`import`]: opens what a user named as one stream: source, rate limit, digests, decoder; and its first bytes.
 //! - [`size`]: how large an image will be, for the `stat` of a datastore.
+//! - [`look`]: what an image is, by its head and its end, for people.
 //! - [`source`]: files of this machine that users name, and which they may.
 //! - [`http`], [`proxy`]: downloads.
 //! - [`progress`]: how far a stream has come.
@@ -15,6 +16,7 @@ pub mod digest;
 pub mod helper;
 pub mod http;
 pub mod import;
+pub mod look;
 mod overlap;
 pub mod progress;
 pub mod proxy;

@@ -47,7 +47,8 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let opaque = is_opaque(datastore, true)?;
     let verb = if location.contains("://") { "Downloading image" } else { "Copying local image" };
     cx.info(format!("{verb} {shown} to the image repository"));
-    let options = options(cx, &request.data, image, opaque)?;
+    let granted = granted(cx, &place, image)?;
+    let options = import::Options { max_output: granted.most(), ..options(cx, &request.data, image, opaque)? };
     let mut incoming = import::open(location.as_ref(), &options, &cx.control).with_context(|| failure.clone())?;
     let seen = incoming.inspect().with_context(|| failure.clone())?;
     let files = datastore.datastore_type.get().map_err(misuse)? == Some(DatastoreType::File);
@@ -57,7 +58,7 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     // Kernels, ramdisks and context files are no disks: nothing ever looks for a format in them.
     let format = if files { "raw" } else { data_format(seen.format) };
     if !files {
-        judge(&seen, opaque).with_context(|| format!("{failure}: refused"))?;
+        judge(&seen, opaque).and_then(|()| granted.holds(&seen)).with_context(|| format!("{failure}: refused"))?;
     }
 
     // What is decided.
@@ -138,6 +139,52 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
         }),
         ..import::Options::default()
     })
+}
+
+/// How much an image may unpack to.
+enum Granted {
+    /// What oned charged for: `IMAGE/SIZE`, in MiB.
+    Size(u64),
+    /// What is free in the datastore, in bytes, where oned has not charged for anything.
+    Free(u64),
+    /// Nobody knows.
+    Unknown,
+}
+
+/// oned's SIZE is what `stat` said before, or what the user said; either way it is what the quota was charged with.
+fn granted(cx: &Cx<'_>, place: &Place, image: &Image) -> Result<Granted> {
+    if let Some(mib) = image.size.get().map_err(misuse)?.filter(|&mib| mib > 0) {
+        return Ok(Granted::Size(mib));
+    }
+    // The directory may not be there yet.
+    let space = place.base.ancestors().find_map(|dir| cx.ask(&place.host, Op::Space { path: dir.to_owned() }).ok());
+    Ok(match space {
+        // The rest is for the other actions that run.
+        Some(Value::Space(space)) => Granted::Free(space.free_mib.saturating_mul(1 << 20) / 20 * 19),
+        _ => Granted::Unknown,
+    })
+}
+
+impl Granted {
+    /// Most bytes of the image's file: with the tables of its format.
+    fn most(&self) -> Option<u64> {
+        match self {
+            Self::Size(mib) => Some(qemu_img::largest(mib.saturating_mul(1 << 20))),
+            Self::Free(bytes) => Some(*bytes),
+            Self::Unknown => None,
+        }
+    }
+
+    /// Refuses a disk that is larger than what was charged for: clusters that lie on top of each other make a terabyte
+    /// from a kilobyte.
+    fn holds(&self, seen: &Inspection) -> Result<()> {
+        match (self, self.most(), seen.virtual_size) {
+            (Self::Size(mib), Some(most), Some(size)) if size > most => {
+                bail!("Its disk has {} MiB, IMAGE/SIZE grants {mib} MiB", size.div_ceil(1 << 20));
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The part of the document that upstream's downloader reads: the keys of a marketplace on S3.
