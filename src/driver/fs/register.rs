@@ -18,7 +18,7 @@ use super::place::{NewImage, Place};
 use crate::context::Cx;
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::cmd::Secret;
-use crate::exec::op::{Op, Sparse, Value};
+use crate::exec::op::{FileKind, Op, Sparse, Value};
 use crate::exec::staging;
 use crate::exec::step::{Feed, Step};
 use crate::image::{Contents, Format, Inspection};
@@ -293,7 +293,12 @@ fn look_again(cx: &Cx<'_>, place: &Place, staged: &Path, judged: &Inspection) ->
     if !cx.is_real() {
         return Ok(());
     }
-    let size = cx.ask(&place.host, Op::Stat { path: staged.to_owned(), follow: false })?.stat().map(|s| s.size);
+    let stat = cx.ask(&place.host, Op::Stat { path: staged.to_owned(), follow: false })?.stat();
+    // A STAGING_DIR that others may write to is the one place where somebody could put a link in its place.
+    if stat.is_none_or(|stat| stat.kind != FileKind::File) {
+        bail!("What arrived is no file any more: somebody else writes to the staging directory");
+    }
+    let size = stat.map(|stat| stat.size);
     let found = judge::inspect(cx, &place.host, staged, size, Vec::new())?;
     let fixed_vhd =
         found.format == Format::Vpc && judged.format == Format::Raw && found.variant.as_deref() == Some("fixed");
