@@ -116,18 +116,18 @@ fn who_cannot_be_reached_is_named() {
 fn a_wrong_length_is_told() {
     let house = House::new();
     let (plain, packed) = (sample(200_000), through("gzip", &["-c"], &sample(200_000)));
-    let lie = |body: &[u8], length: usize| {
+    let lying = |body: &[u8], length: usize| {
         let body = body.to_vec();
         Server::start(move |_, _| Reply { length: Length::Lie(length), ..Reply::ok(&body) })
     };
-    let server = lie(&plain, 300_000);
+    let server = lying(&plain, 300_000);
     let line = refused(&house, "cp", &at(&server.url("/long")), "");
     assert!(line.contains("HTTP download of") && line.contains("was cut after 200000 bytes of 300000"), "{line}");
     // Nobody reads behind the announced end. What is wrong with the part shows in what it is, or by its digest.
-    let server = lie(&packed, 100_000);
+    let server = lying(&packed, 100_000);
     let line = refused(&house, "cp", &at(&server.url("/short")), "");
     assert!(line.contains("gzip data end too early"), "{line}");
-    let server = lie(&plain, 100_000);
+    let server = lying(&plain, 100_000);
     let sha1 = String::from_utf8(through("sha1sum", &[], &plain)).unwrap()[..40].to_owned();
     let image = format!("{}<TEMPLATE><SHA1>{sha1}</SHA1></TEMPLATE>", at(&server.url("/short")));
     let line = refused(&house, "cp", &image, "");
@@ -233,16 +233,16 @@ fn one_import_is_one_get() {
     let sum = |body: &[u8]| String::from_utf8(through("md5sum", &[], body)).unwrap()[..32].to_owned();
     for body in bodies {
         for template in ["", "<DRIVER>qcow2</DRIVER>", "<DRIVER>raw</DRIVER>"] {
-            let served = body.clone();
-            let server = Server::start(move |_, request| ranged(request, &served, "\"a\""));
+            let copy = body.clone();
+            let server = Server::start(move |_, request| ranged(request, &copy, "\"a\""));
             let image = format!("{}<TEMPLATE><MD5>{}</MD5></TEMPLATE>", at(&server.url("/image")), sum(&body));
             house.call("cp", &house.document(&image, template)).reply(template);
             let log = server.log();
             assert_eq!(log.len(), 1, "{log:?}");
             assert_eq!((log[0].line.as_str(), log[0].header("range")), ("GET /image HTTP/1.1", None));
         }
-        let served = body.clone();
-        let server = Server::start(move |_, request| ranged(request, &served, "\"a\""));
+        let copy = body.clone();
+        let server = Server::start(move |_, request| ranged(request, &copy, "\"a\""));
         house.act("stat", &at(&server.url("/image"))).reply("stat");
         assert_eq!(server.log().len(), 1);
     }
@@ -416,13 +416,13 @@ fn a_file_that_may_not_be_read_is_told() {
 #[test]
 fn a_link_that_is_swapped_never_leads_into_a_restricted_directory() {
     let house = House::new();
-    let (secrets, link, next) = (house.path("secrets"), house.path("users/link"), house.path("users/next"));
+    let (secrets, path, next) = (house.path("secrets"), house.path("users/link"), house.path("users/next"));
     fs::create_dir(&secrets).unwrap();
     fs::write(secrets.join("key"), b"TOP-SECRET".repeat(1000)).unwrap();
     fs::write(house.path("users/open"), vec![7; 10_000]).unwrap();
     let restricted = format!("<RESTRICTED_DIRS>{}</RESTRICTED_DIRS>", secrets.display());
-    symlink(secrets.join("key"), &link).unwrap();
-    let line = refused(&house, "cp", &at(&link.display().to_string()), &restricted);
+    symlink(secrets.join("key"), &path).unwrap();
+    let line = refused(&house, "cp", &at(&path.display().to_string()), &restricted);
     assert!(line.contains("Not allowed to copy image from"), "{line}");
 
     let stop = AtomicBool::new(false);
@@ -431,13 +431,13 @@ fn a_link_that_is_swapped_never_leads_into_a_restricted_directory() {
             while !stop.load(Ordering::Relaxed) {
                 for target in [secrets.join("key"), house.path("users/open")] {
                     symlink(target, &next).unwrap();
-                    fs::rename(&next, &link).unwrap();
+                    fs::rename(&next, &path).unwrap();
                 }
             }
         });
         let (mut copied, mut refused) = (0, 0);
         for _ in 0..60 {
-            let ran = house.call("cp", &house.document(&at(&link.display().to_string()), &restricted));
+            let ran = house.call("cp", &house.document(&at(&path.display().to_string()), &restricted));
             if ran.status.success() {
                 assert_eq!(fs::read(ran.source("swapped")).unwrap(), vec![7; 10_000]);
                 copied += 1;

@@ -129,6 +129,26 @@ fn every_format_comes_in_and_is_converted() {
 }
 
 #[test]
+fn every_hostile_image_is_refused_before_a_program_runs() {
+    let mut house = House::new();
+    let ran_one = house.path("home/ran");
+    instead_of_qemu_img(&mut house, &format!("echo \"$@\" >>{}; exec $REAL \"$@\"", ran_one.display()));
+    let file = house.path("users/image");
+    for (n, (name, bytes)) in hostile::all().into_iter().enumerate() {
+        fs::write(&file, &bytes).unwrap();
+        let driver = ["", "<DRIVER>raw</DRIVER>", "<DRIVER>qcow2</DRIVER>"][n % 3];
+        // Also where its beginning is not its beginning yet.
+        if n % 2 == 1 {
+            run("sh", &["-c", "gzip -1 <\"$0\" >\"$0.gz\" && mv \"$0.gz\" \"$0\"", file.to_str().unwrap()]);
+        }
+        let line = house.call("cp", &house.document(&granted(&file, 1 << 20), driver)).failure(name);
+        assert!(line.contains("refused: "), "{name}: {line}");
+        assert_eq!((house.staged(), house.content().len()), (vec![], 0), "{name}");
+    }
+    assert!(!ran_one.exists(), "{}", fs::read_to_string(&ran_one).unwrap());
+}
+
+#[test]
 fn a_program_that_takes_too_much_fails_and_leaves_nothing() {
     // Address space, and the size of the file that it writes: the last word of the call.
     let greedy = [

@@ -297,6 +297,16 @@ impl Findings {
         self.seen.references.push(reference);
     }
 
+    /// Gives the reference that was noted last its name.
+    pub(super) fn name_last(&mut self, name: &str) {
+        if let Some(reference) = self.seen.references.last_mut() {
+            let old = Reason::Reference(reference.clone());
+            name.clone_into(&mut reference.name);
+            let new = Reason::Reference(reference.clone());
+            self.reasons.iter_mut().filter(|reason| **reason == old).for_each(|reason| *reason = new.clone());
+        }
+    }
+
     pub(super) fn inconsistent(&mut self, what: impl Into<String>) {
         self.reason(Reason::Inconsistent(what.into()));
     }

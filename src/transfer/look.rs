@@ -40,7 +40,7 @@ pub fn look(location: &OsStr, options: &Options, control: &Control) -> Result<Lo
         inspect(&mut FileSource::new(&file).map_err(failed)?).map_err(failed)?
     } else {
         let head = incoming.inspect().map_err(failed)?;
-        let at_end = head.format == Format::Raw || head.needs == Some(u64::MAX) || head.format == Format::Vmdk;
+        let at_end = head.format == Format::Raw || head.needs.is_some();
         let url = location.to_str().filter(|_| at_end && compression.is_none() && is_http(location));
         let start = source_len.and_then(|len| len.checked_sub(TAIL)).filter(|&at| at > incoming.head().len() as u64);
         match (url, start, source_len) {
