@@ -219,7 +219,7 @@ fn change(seed: &Seed, canary: &str, pieces: &[(&str, Vec<u8>)], noise: &mut Noi
                     len / 2,
                     len.saturating_sub(1),
                     len.saturating_sub(512),
-                ]))
+                ]));
             }
         }
     }
@@ -265,7 +265,7 @@ fn names(answer: &Value, own: &str) -> Vec<String> {
                         ["filename", "full-backing-filename", "backing-filename", "data-file", "backing-image"];
                     match value {
                         Value::String(name) if naming.contains(&key.as_str()) && name != own => {
-                            found.push(format!("{key}={name}"))
+                            found.push(format!("{key}={name}"));
                         }
                         value => open.push(value),
                     }
