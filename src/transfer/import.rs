@@ -223,7 +223,7 @@ fn unpack(error: io::Error) -> Unpacked {
     }
 }
 
-/// Puts the stages together. Only where a source is decoded or digested there is work for a second core.
+/// Puts the stages together. Only where a source is downloaded, decoded or digested there is work for a second core.
 fn assemble(
     location: &OsStr,
     opened: Opened,
@@ -253,7 +253,8 @@ fn assemble(
         compression = Compression::detect(&start);
         source = Box::new(io::Cursor::new(start).chain(source));
     }
-    if compression.is_some() || !options.digests.is_empty() {
+    // Of a download the socket is one core's work and the file another's.
+    if compression.is_some() || !options.digests.is_empty() || is_http(location) {
         source = Box::new(Overlapped::start("import-source", source)?);
     }
     if let Some(kind) = compression {
