@@ -1,5 +1,7 @@
 //! What a person types: `onestore <verb>`. Calls by link and launcher never come here.
 
+mod inspect;
+
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -45,6 +47,10 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Tell what disk images are and whether a program may open them: format, size, references to other files
+    ///
+    /// Reads headers only and opens nothing else. Exit status: 0 all are safe, 1 one is unsafe, 2 one could not be read.
+    Inspect(inspect::Args),
     /// List the entries served, one `tm/qcow2/clone` a line
     Links {
         /// Only this family (`datastore/fs`); may be repeated
@@ -112,6 +118,7 @@ pub fn main(mut words: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Ds(call) => by_words("ds", call),
         Verb::Tm(call) => by_words("tm", call),
         Verb::Agent { version } => ExitCode::from(crate::exec::agent::serve(&version)),
+        Verb::Inspect(args) => inspect::run(&args),
         verb => match print(verb) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => complain(&error),
@@ -174,7 +181,7 @@ fn print(verb: Verb) -> Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "onestore", &mut script);
             String::from_utf8_lossy(&script).into_owned()
         }
-        Verb::Ds(_) | Verb::Tm(_) | Verb::Agent { .. } => String::new(),
+        Verb::Ds(_) | Verb::Tm(_) | Verb::Agent { .. } | Verb::Inspect(_) => String::new(),
     };
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),

@@ -131,8 +131,10 @@ fn apply(op: &Op, fences: &Fences<'_>, io: &mut Io<'_>, control: &Control) -> io
 fn claim(path: &Path, fences: &Fences<'_>) -> io::Result<()> {
     let mut tries = 0;
     loop {
+        let dir = path.parent().unwrap_or(path);
         let claimed = fences
-            .make_dirs(path.parent().unwrap_or(path))
+            .make_dirs(dir.parent().unwrap_or(dir))
+            .and_then(|()| files::private_dir(&fences.reach(dir, Role::Name)?.path))
             .and_then(|()| files::claim(&fences.reach(path, Role::Name)?.path));
         match claimed {
             Err(error) if error.kind() == io::ErrorKind::NotFound && tries < CLAIM_TRIES => tries += 1,

@@ -74,7 +74,7 @@ pub enum Op {
         #[serde(with = "path")]
         path: PathBuf,
     },
-    /// Makes a directory and its missing parents, and an empty file in it, against others that remove the directory when it
+    /// Makes a directory for us alone and its missing parents, and an empty file in it, against others that remove the directory when it
     /// is empty: while the file is there they cannot. A file that is there already is left as it is.
     Claim {
         /// The file.

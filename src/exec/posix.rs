@@ -224,7 +224,7 @@ fn change(op: &Op) -> String {
     match op {
         Op::MakeDir { path } => format!("mkdir -p -- {} || exit", q(path)),
         Op::Claim { path } => format!(
-            "o=0; until mkdir -p -- {0} && : 2>/dev/null >>{1}; do\n\
+            "o=0; until mkdir -p -m 700 -- {0} && : 2>/dev/null >>{1}; do\n\
              o=$((o + 1)); [ $o -lt 100 ] || {{ : >>{1}; exit; }}; done",
             dir_of(path),
             q(path)

@@ -93,7 +93,9 @@ pub enum HttpError {
         source: Box<ureq::Error>,
     },
     /// The certificate was not accepted, or TLS failed otherwise.
-    #[error("HTTPS connection to {url} failed, the certificate may not be trusted")]
+    #[error(
+        "HTTPS connection to {url} failed; TLS_VERIFY=no in the datastore or in onestore.conf accepts any certificate"
+    )]
     Tls {
         /// The address that was asked.
         url: String,
@@ -245,7 +247,7 @@ impl Download {
                 return Err(cut());
             }
             let range = if_range.filter(|_| self.position > 0).map(|validator| (self.position, validator));
-            let response = match self.client.get(&self.url, range.as_ref().map(|(at, v)| (*at, v.as_str()))) {
+            let response = match self.client.get(&self.url, range.as_ref().map(|(at, v)| (*at, Some(v.as_str())))) {
                 Ok(response) => response,
                 Err(error) if error.is_transient() => continue,
                 Err(HttpError::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) => {
@@ -321,6 +323,22 @@ impl Read for Download {
     }
 }
 
+/// The end of an object, from byte `from` of its `total` bytes: one request, for a look and not for an import. Nothing
+/// where the server does not answer with just that.
+pub(super) fn tail(url: &str, options: &Options, stop: Stop, from: u64, total: u64) -> Option<Vec<u8>> {
+    let url = Url::parse(url)?;
+    let client = Client { options: options.clone(), stop, proof: None };
+    let response = client.get(&url, Some((from, None))).ok()?;
+    let (parts, body) = response.into_parts();
+    let range = text(&parts.headers, &CONTENT_RANGE).and_then(|text| content_range(&text));
+    if parts.status != StatusCode::PARTIAL_CONTENT || range != Some((from, Some(total))) {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    body.into_reader().take(total - from).read_to_end(&mut bytes).ok()?;
+    (bytes.len() as u64 == total - from).then_some(bytes)
+}
+
 fn into_io(error: HttpError) -> io::Error {
     match error {
         HttpError::Stopped(stopped) => io::Error::other(stopped),
@@ -350,7 +368,7 @@ struct Client {
 
 impl Client {
     /// One request, redirects followed; an answer that is no success is an error.
-    fn get(&self, url: &Url, range: Option<(u64, &str)>) -> Result<Response<Body>, HttpError> {
+    fn get(&self, url: &Url, range: Option<(u64, Option<&str>)>) -> Result<Response<Body>, HttpError> {
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
             self.stop.check()?;
@@ -359,7 +377,10 @@ impl Client {
                 request = request.header(AUTHORIZATION, login.reveal());
             }
             if let Some((position, validator)) = range {
-                request = request.header(RANGE, format!("bytes={position}-")).header(IF_RANGE, validator);
+                request = request.header(RANGE, format!("bytes={position}-"));
+                if let Some(validator) = validator {
+                    request = request.header(IF_RANGE, validator);
+                }
             }
             for (name, value) in self.proof.iter().flat_map(|proof| proof.headers(&at)) {
                 request = request.header(name, value.reveal());

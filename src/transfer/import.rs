@@ -49,7 +49,8 @@ pub struct Options {
     pub digests: Vec<Expected>,
     /// The fastest that the source is read, of any kind.
     pub rate: Option<Rate>,
-    /// The most decoded bytes that are accepted.
+    /// The most bytes that are accepted of what does not announce its length: of decoded data, and of downloads without
+    /// a length. What announces it can be judged before it comes.
     pub max_output: Option<u64>,
     /// How downloads behave.
     pub http: http::Options,
@@ -130,6 +131,11 @@ impl<'a> Origin<'a> {
             _ => Self::Other(scheme),
         }
     }
+}
+
+/// Whether a location is an http or https address.
+pub(super) fn is_http(location: &OsStr) -> bool {
+    matches!(Origin::of(location), Origin::Http(_))
 }
 
 /// A location for people: without login and query.
@@ -245,7 +251,7 @@ fn unpack(error: io::Error) -> Unpacked {
     }
 }
 
-/// Puts the stages together. Only where a source is decoded or digested there is work for a second core.
+/// Puts the stages together. Only where a source is downloaded, decoded or digested there is work for a second core.
 fn assemble(
     location: &OsStr,
     opened: Opened,
@@ -275,17 +281,18 @@ fn assemble(
         compression = Compression::detect(&start);
         source = Box::new(io::Cursor::new(start).chain(source));
     }
-    if compression.is_some() || !options.digests.is_empty() {
+    // Of a download the socket is one core's work and the file another's.
+    if compression.is_some() || !options.digests.is_empty() || is_http(location) {
         source = Box::new(Overlapped::start("import-source", source)?);
     }
     if let Some(kind) = compression {
         source = Box::new(Overlapped::start("import-decode", kind.decoder(source)?)?);
     }
-    if let Some(limit) = options.max_output {
+    let endless = compression.is_some() || (opened.len.is_none() && is_http(location));
+    if let Some(limit) = options.max_output.filter(|_| endless) {
         source = Box::new(Bounded::new(source, limit));
     }
     let plain = compression.is_none() && options.digests.is_empty() && options.rate.is_none();
-    let small = options.max_output.is_none_or(|limit| opened.len.is_some_and(|len| len <= limit));
     Ok(Incoming {
         head: Vec::new(),
         taken: 0,
@@ -296,7 +303,7 @@ fn assemble(
         location: name,
         compression,
         encoded_len: opened.len,
-        plain_file: opened.file.filter(|_| plain && small),
+        plain_file: opened.file.filter(|_| plain),
     })
 }
 

@@ -4,6 +4,7 @@
 //!
 //! - [`import`]: opens what a user named as one stream: source, rate limit, digests, decoder; and its first bytes.
 //! - [`size`]: how large an image will be, for the `stat` of a datastore.
+//! - [`look`]: what an image is, by its head and its end, for people.
 //! - [`source`]: files that users name, and which they may; it judges on the machine that has them.
 //! - [`http`], [`proxy`]: downloads.
 //! - [`s3`]: objects of S3 and of services like it: downloads with a signature.
@@ -17,6 +18,7 @@ pub mod digest;
 pub mod helper;
 pub mod http;
 pub mod import;
+pub mod look;
 mod overlap;
 pub mod progress;
 pub mod proxy;
