@@ -11,6 +11,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use onestore::exec::host::HostName;
@@ -41,7 +42,8 @@ pub struct Layout {
 pub struct Lab {
     dir: PathBuf,
     layout: Layout,
-    hosts: BTreeMap<&'static str, Child>,
+    hosts: Mutex<BTreeMap<&'static str, Child>>,
+    owned: bool,
 }
 
 /// Runs `body` in a lab. To be called by a `#[test]` function that does nothing else: its name is taken from the closure's.
@@ -167,7 +169,7 @@ fn prepare(dir: &Path, layout: Layout) {
 
 impl Lab {
     fn start(dir: PathBuf, layout: Layout) -> Self {
-        let mut lab = Self { dir, layout, hosts: BTreeMap::new() };
+        let lab = Self { dir, layout, hosts: Mutex::default(), owned: true };
         if layout.reflink {
             let image = lab.path("xfs");
             fs::File::create_new(&image).and_then(|file| file.set_len(512 << 20)).expect("an image");
@@ -186,8 +188,19 @@ impl Lab {
         lab
     }
 
+    /// The lab that this process stands in, for a second process of a test. Hosts cannot be entered from it.
+    pub fn joined() -> Self {
+        let dir = std::env::var_os("ONESTORE_LAB").expect("a lab").into();
+        Self { dir, layout: Layout::default(), hosts: Mutex::default(), owned: false }
+    }
+
+    /// A domain that runs already.
+    pub fn domain(&self, host: &str, id: u32) -> Domain<'_> {
+        Domain { lab: self, host: host.to_owned(), name: format!("one-{id}") }
+    }
+
     /// Starts a host, anew where it was killed. Does not wait for its daemons.
-    fn start_host(&mut self, name: &'static str) {
+    fn start_host(&self, name: &'static str) {
         let address = HOSTS.iter().find(|(host, _)| *host == name).expect("a host").1;
         let mut unshare = Command::new("unshare");
         unshare.args(["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]);
@@ -200,7 +213,7 @@ impl Lab {
         let device = format!("v-{name}");
         run(Command::new("ip").args(["link", "add", &device, "type", "veth", "peer", "name", "eth0", "netns", &pid]));
         run(Command::new("ip").args(["link", "set", &device, "master", "lab", "up"]));
-        self.hosts.insert(name, child);
+        self.hosts.lock().expect("locks").insert(name, child);
     }
 
     /// A path in the lab's folder.
@@ -255,7 +268,7 @@ impl Lab {
     }
 
     fn enter(&self, name: &str, words: &[&str]) -> Command {
-        let unshare = self.hosts[name].id();
+        let unshare = self.hosts.lock().expect("locks")[name].id();
         let init = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap_or_default();
         let mut enter = Command::new("nsenter");
         enter.args(["--target", init.trim(), "--net", "--mount", "--pid", "--uts", "--ipc", "--"]).args(words);
@@ -264,8 +277,8 @@ impl Lab {
     }
 
     /// Ends a host with all that runs on it, as a power failure does.
-    pub fn kill_host(&mut self, name: &str) {
-        if let Some(mut child) = self.hosts.remove(name) {
+    pub fn kill_host(&self, name: &str) {
+        if let Some(mut child) = self.hosts.lock().expect("locks").remove(name) {
             let _ = child.kill();
             let _ = child.wait();
             let _ = Command::new("ip").args(["link", "delete", &format!("v-{name}")]).output();
@@ -308,7 +321,10 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let hosts: Vec<&str> = self.hosts.keys().copied().collect();
+        if !self.owned {
+            return;
+        }
+        let hosts: Vec<&str> = self.hosts.lock().expect("locks").keys().copied().collect();
         hosts.into_iter().for_each(|host| self.kill_host(host));
         if self.layout.reflink {
             let _ = Command::new("umount").arg(self.shared()).status();
