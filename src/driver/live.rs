@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::context::Cx;
-use crate::exec::error::OpErrorKind;
+use crate::exec::error::{OpError, OpErrorKind};
 use crate::exec::host::{ErrorKind, Host, ScriptError};
 use crate::exec::op::{Op, Value};
 use crate::exec::step::Step;
@@ -251,8 +251,8 @@ impl<'a> Live<'a> {
             }
             Err(error) => error,
         };
-        if failed_at(&error) != Some(2) || !could_not_begin(&error) {
-            return Err(error);
+        if failed_at(&error) != Some(2) || !refused(&error) {
+            return Err(explained(error, 2, to));
         }
         self.cx.warn(format!("{error:#}; copying {} while {} stands still", current.display(), self.name));
         let mut ops = vec![remove()];
@@ -321,7 +321,8 @@ impl<'a> Live<'a> {
         }
         ops.push(Op::Read { path: above.file.to_owned(), offset: 0, len: HEAD as u64 });
         ops.push(self.dump());
-        let values = self.cx.apply(Step::new(&self.host, what, ops))?;
+        let values =
+            self.cx.apply(Step::new(&self.host, what, ops)).map_err(|error| explained(error, 1, above.file))?;
         if !self.cx.is_real() {
             return Ok(());
         }
@@ -410,12 +411,23 @@ fn failed_at(error: &anyhow::Error) -> Option<usize> {
     error.downcast_ref::<ScriptError>().filter(|error| error.kind == ErrorKind::Failed)?.failure.as_ref()?.index
 }
 
-/// Whether virsh refused the job, in contrast to a job that was begun and failed: that one has the reason in the storage,
-/// and another way of copying would meet it again with the guest standing still.
-fn could_not_begin(error: &anyhow::Error) -> bool {
+/// Whether virsh refused the job, in contrast to one that was begun and failed: that has its reason in the storage, and
+/// another way of copying would meet it again with the guest standing still. Of the latter virsh says nothing on stderr.
+fn refused(error: &anyhow::Error) -> bool {
     let failure = error.downcast_ref::<ScriptError>().and_then(|error| error.failure.as_ref());
     match failure.map(|failure| &failure.kind) {
-        Some(OpErrorKind::Program { stderr, .. }) => !stderr.contains("Copy failed"),
+        Some(OpErrorKind::Program { stderr, .. }) => stderr.contains("error:"),
         _ => false,
     }
+}
+
+/// Adds what virsh leaves unsaid when operation `at`, a job, began and failed.
+fn explained(error: anyhow::Error, at: usize, to: &Path) -> anyhow::Error {
+    let failure = error.downcast_ref::<ScriptError>().and_then(|error| error.failure.as_ref());
+    let unsaid =
+        |failure: &OpError| matches!(&failure.kind, OpErrorKind::Program { stderr, .. } if stderr.trim().is_empty());
+    if failed_at(&error) == Some(at) && failure.is_some_and(|failure| unsaid(failure)) {
+        return error.context(format!("The hypervisor could not write {}: is there space left", to.display()));
+    }
+    error
 }
