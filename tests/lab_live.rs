@@ -281,7 +281,10 @@ fn faults_leave_the_disk_whole_and_the_guest_running() {
         assert!(domain.virsh("blockcopy", &["hda", &path, "--transient-job", "--bandwidth", "1"]).status.success());
         let text = says(snapshot(lab, &domain, (&disk, &folder), "disk.0.snap/0", 1));
         assert!(text.contains("hda of domain one-7 is busy: the job \"Block Copy\" runs on it"), "{text}");
-        assert!(String::from_utf8_lossy(&domain.virsh("blockjob", &["hda", "--info"]).stdout).contains("Block Copy"));
+        assert!(
+            String::from_utf8_lossy(&domain.virsh("blockjob", &["hda", "--info", "--raw"]).stdout)
+                .contains("Block Copy")
+        );
         assert!(domain.virsh("blockjob", &["hda", "--abort"]).status.success());
 
         // An overlay that is none: refused, and the domain goes on with what it has.
@@ -324,7 +327,11 @@ fn faults_leave_the_disk_whole_and_the_guest_running() {
         });
         assert!(text.contains("ancelled"), "{text}");
         assert!(within(20, || !to.exists()));
-        assert!(within(20, || domain.virsh("blockjob", &["hda", "--info"]).stdout.iter().all(u8::is_ascii_whitespace)));
+        assert!(within(20, || domain
+            .virsh("blockjob", &["hda", "--info", "--raw"])
+            .stdout
+            .iter()
+            .all(u8::is_ascii_whitespace)));
         domain.writes_on();
 
         // virsh is not there.
