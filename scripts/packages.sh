@@ -84,7 +84,7 @@ EOF
 }
 
 # A machine may have its qemu-utils from the release's backports, whose index is not configured (any more). QEMU has to be
-# from there too: the release's own breaks it. For this one call, by folders of our own: nothing of apt's stays changed.
+# from there too: with the release's own, apt would remove qemu-img. For this one call, by folders of our own: nothing of apt's stays changed.
 # Pinned by source package, or else the libraries of all else would come from there as well.
 backports() {
     cat <<'EOF'
@@ -95,18 +95,16 @@ case " $* " in
     have=$(dpkg-query -W -f '${Version}' qemu-utils 2>/dev/null || true)
     case $have in
     *~bpo*)
-        if ! apt-get -qq -s install "$@" >/dev/null 2>&1; then
-            . /etc/os-release
-            dir=$(mktemp -d)
-            mkdir "$dir/sources" "$dir/preferences"
-            cp -a /etc/apt/sources.list.d/. "$dir/sources/"
-            cp -a /etc/apt/preferences.d/. "$dir/preferences/"
-            mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $VERSION_CODENAME" 'Origin: Debian' | head -n 1)
-            echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $VERSION_CODENAME-backports main" >"$dir/sources/onestore.list"
-            printf 'Package: src:qemu src:seabios\nPin: release n=%s-backports\nPin-Priority: 990\n' "$VERSION_CODENAME" >"$dir/preferences/onestore"
-            set -- -o "Dir::Etc::SourceParts=$dir/sources" -o "Dir::Etc::PreferencesParts=$dir/preferences" "$@"
-            apt-get -qq -o "Dir::Etc::SourceParts=$dir/sources" update
-        fi ;;
+        . /etc/os-release
+        dir=$(mktemp -d)
+        mkdir "$dir/sources" "$dir/preferences"
+        cp -a /etc/apt/sources.list.d/. "$dir/sources/"
+        cp -a /etc/apt/preferences.d/. "$dir/preferences/"
+        mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $VERSION_CODENAME" 'Origin: Debian' | head -n 1)
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $VERSION_CODENAME-backports main" >"$dir/sources/onestore.list"
+        printf 'Package: src:qemu src:seabios\nPin: release n=%s-backports\nPin-Priority: 990\n' "$VERSION_CODENAME" >"$dir/preferences/onestore"
+        set -- -o "Dir::Etc::SourceParts=$dir/sources" -o "Dir::Etc::PreferencesParts=$dir/preferences" "$@"
+        apt-get -qq -o "Dir::Etc::SourceParts=$dir/sources" update ;;
     esac ;;
 esac
 EOF
@@ -141,7 +139,7 @@ main() {
 $(forbid_daemons)
 apt-get -qq update
 $(backports)
-apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install \"\$@\" </dev/null
+apt-get -qq -y --no-remove --no-install-recommends -o Dpkg::Use-Pty=0 install \"\$@\" </dev/null
 [ -z \"\${dir-}\" ] || rm -rf -- \"\$dir\""  packages "${MISSING[@]}" >&2 || {
         echo "packages.sh: apt-get could not install ${MISSING[*]}: see above; install them by hand, then run this again" >&2
         exit 1

@@ -235,12 +235,12 @@ fn a_disk_is_copied_under_a_writing_guest() {
             vec![Op::Run(onestore::exec::cmd::Cmd::new("qemu-img").args(convert))]
         };
         let before = domain.writes_on();
-        act(lab, &domain, |_, live| live.frozen(&live.look()?, "Copy", ops(&to), [])).expect("copies");
+        act(lab, &domain, |_, live| live.frozen(&live.look()?, "Copy", &ops(&to), [])).expect("copies");
         assert!(lab.highest("host1", &to) >= before);
         assert_eq!(domain.state(), "running");
         // One that was paused by its owner stays paused.
         assert!(domain.virsh("suspend", &[]).status.success());
-        act(lab, &domain, |_, live| live.frozen(&live.look()?, "Copy", ops(&to), [])).expect("copies");
+        act(lab, &domain, |_, live| live.frozen(&live.look()?, "Copy", &ops(&to), [])).expect("copies");
         assert_eq!(domain.state(), "paused");
         assert!(domain.virsh("resume", &[]).status.success());
 
@@ -251,7 +251,7 @@ fn a_disk_is_copied_under_a_writing_guest() {
         assert!(lab.highest("host1", &to) >= before);
         assert_eq!(domain.state(), "running");
         let reflink = Op::Copy { from: raw, to: lab.shared().join("shares"), sparse: Sparse::Holes };
-        act(lab, &domain, |_, live| live.frozen(&live.look()?, "Copy", vec![reflink], [])).expect("copies");
+        act(lab, &domain, |_, live| live.frozen(&live.look()?, "Copy", &[reflink], [])).expect("copies");
         domain.writes_on();
     });
 }
@@ -392,7 +392,7 @@ fn killed_while_a_guest_is_suspended() {
     let lab = Lab::joined();
     let domain = lab.domain(&host, 7);
     let sleep = Op::Run(onestore::exec::cmd::Cmd::new("sleep").arg("600"));
-    let _ = act(&lab, &domain, |_, live| live.frozen(&live.look()?, "Sleep", vec![sleep], []));
+    let _ = act(&lab, &domain, |_, live| live.frozen(&live.look()?, "Sleep", &[sleep], []));
 }
 
 #[test]

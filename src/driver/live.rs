@@ -258,7 +258,7 @@ impl<'a> Live<'a> {
         let mut ops = vec![remove()];
         ops.extend(otherwise(&current));
         ops.push(Op::Sync { path: to.to_owned() });
-        self.frozen(seen, format!("Copy {} to {}", current.display(), to.display()), ops, [remove()]).map(drop)
+        self.frozen(seen, format!("Copy {} to {}", current.display(), to.display()), &ops, [remove()]).map(drop)
     }
 
     /// Does something while the guest is frozen by its agent, or suspended where it has none that works. One that stands
@@ -273,7 +273,7 @@ impl<'a> Live<'a> {
         &self,
         seen: &Seen,
         what: impl Into<String>,
-        ops: Vec<Op>,
+        ops: &[Op],
         undo: impl IntoIterator<Item = Op>,
     ) -> Result<Vec<Value>> {
         let what = what.into();

@@ -176,7 +176,8 @@ fn complaint(error: &OpError) -> Vec<u8> {
         OpErrorKind::MissingProgram => (format!("{message}: not found"), 127),
         _ => (message.to_owned(), 1),
     };
-    let besides: String = besides.iter().map(|other| format!("{BESIDES}{other}\n")).collect();
+    let besides: Vec<String> = besides.map(|other| format!("{BESIDES}{other}\n")).collect();
+    let besides = besides.concat();
     format!("\n@onestore-op {index}\n{}\n{besides}@onestore-failed {index} {status}\n", said.trim_end()).into_bytes()
 }
 

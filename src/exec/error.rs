@@ -14,7 +14,7 @@ use super::staging;
 
 /// A failed operation. Its text is one line that names the object and the cause, so it has no source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}{}", besides.iter().map(|other| format!("; and then: {other}")).collect::<String>())]
+#[error("{message}{}", besides.concat())]
 pub struct OpError {
     /// Index of the operation in the script; `None` when the far side failed outside any of them (no connection, no shell).
     pub index: Option<usize>,
@@ -56,6 +56,9 @@ pub enum OpErrorKind {
     Other,
 }
 
+/// Stands between a failure and a further one.
+const AND_THEN: &str = "; and then: ";
+
 impl OpError {
     /// A failure of no operation in particular.
     pub fn outside(kind: OpErrorKind, message: impl Into<String>) -> Self {
@@ -63,14 +66,15 @@ impl OpError {
     }
 
     /// The same, and what failed when the script was ended for it.
-    pub(super) fn besides(mut self, other: String) -> Self {
-        self.besides.push(other);
+    pub(super) fn besides(mut self, other: &str) -> Self {
+        self.besides.push(format!("{AND_THEN}{other}"));
         self
     }
 
     /// The failure alone, and what [`OpError::besides`] added.
-    pub(super) fn parts(&self) -> (&str, &[String]) {
-        (&self.message, &self.besides)
+    pub(super) fn parts(&self) -> (&str, impl Iterator<Item = &str>) {
+        let others = self.besides.iter().map(|other| other.strip_prefix(AND_THEN).unwrap_or(other));
+        (&self.message, others)
     }
 
     pub(super) fn new(index: usize, kind: OpErrorKind, message: impl Into<String>) -> Self {

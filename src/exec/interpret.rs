@@ -58,7 +58,7 @@ pub fn run(script: &Script, io: Io<'_>, programs: &Programs, control: &Control) 
     match (result, failed) {
         (result, None) => result,
         (Ok(_), Some((index, failed))) => Err(OpError::process(index, failed)),
-        (Err(error), Some((index, failed))) => Err(error.besides(OpError::process(index, failed).to_string())),
+        (Err(error), Some((index, failed))) => Err(error.besides(&OpError::process(index, failed).to_string())),
     }
 }
 

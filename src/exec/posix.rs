@@ -135,7 +135,7 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
     let sends = script.sends();
     let guarded = script.ops.iter().any(|op| matches!(op, Op::Guard { .. }));
     if guarded {
-        let _ = write!(text, "{GUARDS}os_program={}\n", quote(OsStr::new(guard::PROGRAM)));
+        let _ = writeln!(text, "{GUARDS}os_program={}", quote(OsStr::new(guard::PROGRAM)));
     }
     // The next descriptor of a lock or guard.
     let mut held = 6;
@@ -575,7 +575,7 @@ pub fn failure(script: &Script, status: Option<i32>, stderr: &[u8]) -> OpError {
     let mut error = op_failure(script, (index, op), status, &words(index, at));
     for (at, line) in lines[..at].iter().enumerate() {
         if let Some(other) = line.strip_prefix(BESIDES) {
-            error = error.besides(other.to_owned());
+            error = error.besides(other);
         }
         let failed = line.strip_prefix("@onestore-guard ").and_then(|rest| rest.split_once(' '));
         let failed = failed.and_then(|(index, status)| Some((index.parse().ok()?, status.trim().parse().ok()?)));
@@ -583,7 +583,7 @@ pub fn failure(script: &Script, status: Option<i32>, stderr: &[u8]) -> OpError {
             && let Some(Op::Guard { cmd, .. }) = script.ops.get(index)
         {
             let failed = OpError::process(index, program_failure(cmd, status, words(index, at)));
-            error = error.besides(failed.to_string());
+            error = error.besides(&failed.to_string());
         }
     }
     error

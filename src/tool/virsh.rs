@@ -95,7 +95,8 @@ impl Virsh {
         overlay: &str,
         others: impl Iterator<Item = &'a str>,
     ) -> Cmd {
-        let others: String = others.map(|other| format!("<disk name='{}' snapshot='no'/>", escape(other))).collect();
+        let others = others.map(|other| format!("<disk name='{}' snapshot='no'/>", escape(other)));
+        let others = others.collect::<Vec<_>>().concat();
         let xml = format!(
             "<domainsnapshot><disks><disk name='{}' snapshot='external' type='file'><driver type='qcow2'/>\
              <source file='{}'/></disk>{others}</disks></domainsnapshot>",
