@@ -14,11 +14,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use onestore::exec::host::HostName;
-use onestore::exec::host::libssh2::LibSsh2;
-use onestore::exec::host::openssh::OpenSsh;
-use onestore::exec::host::session::Target;
-use onestore::exec::process::Programs;
 use tempfile::TempDir;
 
 use crate::writer;
@@ -236,19 +231,6 @@ impl Lab {
         self.path("small")
     }
 
-    /// A host by the operator's ssh client.
-    pub fn openssh(&self, name: &str) -> OpenSsh {
-        OpenSsh::new(HostName::new(name).expect("a name"), Programs::default())
-    }
-
-    /// A host by libssh2.
-    pub fn libssh2(&self, name: &str) -> LibSsh2 {
-        let name = HostName::new(name).expect("a name");
-        let control = onestore::exec::control::Control::only_within(Duration::from_secs(60));
-        let config = onestore::exec::host::config::ask(&name, &Programs::default(), &control).expect("ssh -G");
-        LibSsh2::new(name, Target::find(&config).expect("libssh2 can"))
-    }
-
     /// Puts this binary on the hosts, as a synced remotes tree has it.
     pub fn sync_agent(&self) {
         fs::create_dir_all(self.path("remotes/onestore")).expect("makes");
@@ -325,7 +307,9 @@ impl Drop for Lab {
             return;
         }
         let hosts: Vec<&str> = self.hosts.lock().expect("locks").keys().copied().collect();
-        hosts.into_iter().for_each(|host| self.kill_host(host));
+        for host in hosts {
+            self.kill_host(host);
+        }
         if self.layout.reflink {
             let _ = Command::new("umount").arg(self.shared()).status();
         }
