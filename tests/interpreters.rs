@@ -5,6 +5,8 @@
 mod fences;
 #[path = "interpreters/generated.rs"]
 mod generated;
+#[path = "interpreters/guards.rs"]
+mod guards;
 #[path = "interpreters/harness.rs"]
 mod harness;
 #[path = "interpreters/publishing.rs"]

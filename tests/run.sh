@@ -33,7 +33,7 @@ STEPS=(
 
 # What the steps need from outside, nothing if it is there.
 packages() {
-    scripts/packages.sh build musl run test || return 1
+    scripts/packages.sh build musl run test hypervisor || return 1
     local component
     for component in fmt clippy; do
         if ! cargo "$component" --version >/dev/null 2>&1; then

@@ -12,6 +12,7 @@ use crate::report::Misuse;
 
 pub mod dummy;
 pub mod fs;
+pub mod live;
 
 /// Every storage family, in the order in which tables show them.
 pub static DRIVERS: &[&Driver] = &[&fs::DRIVER, &dummy::DATASTORE, &dummy::TM];

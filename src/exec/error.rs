@@ -14,13 +14,14 @@ use super::staging;
 
 /// A failed operation. Its text is one line that names the object and the cause, so it has no source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
+#[error("{message}{}", besides.concat())]
 pub struct OpError {
     /// Index of the operation in the script; `None` when the far side failed outside any of them (no connection, no shell).
     pub index: Option<usize>,
     /// What kind of failure it is, for code that has to tell.
     pub kind: OpErrorKind,
     message: String,
+    besides: Vec<String>,
 }
 
 /// What kind of failure an [`OpError`] is.
@@ -55,14 +56,29 @@ pub enum OpErrorKind {
     Other,
 }
 
+/// Stands between a failure and a further one.
+const AND_THEN: &str = "; and then: ";
+
 impl OpError {
     /// A failure of no operation in particular.
     pub fn outside(kind: OpErrorKind, message: impl Into<String>) -> Self {
-        Self { index: None, kind, message: message.into() }
+        Self { index: None, kind, message: message.into(), besides: Vec::new() }
+    }
+
+    /// The same, and what failed when the script was ended for it.
+    pub(super) fn besides(mut self, other: &str) -> Self {
+        self.besides.push(format!("{AND_THEN}{other}"));
+        self
+    }
+
+    /// The failure alone, and what [`OpError::besides`] added.
+    pub(super) fn parts(&self) -> (&str, impl Iterator<Item = &str>) {
+        let others = self.besides.iter().map(|other| other.strip_prefix(AND_THEN).unwrap_or(other));
+        (&self.message, others)
     }
 
     pub(super) fn new(index: usize, kind: OpErrorKind, message: impl Into<String>) -> Self {
-        Self { index: Some(index), kind, message: message.into() }
+        Self { index: Some(index), kind, message: message.into(), besides: Vec::new() }
     }
 
     /// A system call failed in `op`.
@@ -151,11 +167,11 @@ pub fn cannot(op: &Op) -> String {
         Op::Lock { name, .. } => format!("Cannot take the lock {name}"),
         Op::Publish { from, to } => format!("Cannot publish {} as {}", w(from), w(to)),
         Op::Sweep { staging, .. } => format!("Cannot sweep {}", w(staging)),
-        Op::Run(cmd) => format!("Cannot run {cmd}"),
+        Op::Run(cmd) | Op::Guard { cmd, .. } => format!("Cannot run {cmd}"),
     }
 }
 
-/// Locks that one script can hold: POSIX sh has ten descriptors, and the sh interpreter needs six of them.
+/// Locks and guards that one script can hold: POSIX sh has ten descriptors, and the sh interpreter needs six of them.
 pub const LOCKS_PER_SCRIPT: usize = 4;
 
 /// What is wrong with operation `index` of a script, before anything runs: both interpreters refuse the same.
@@ -199,14 +215,20 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
             if matches!(name.as_str(), "" | "." | "..") || name.contains('\0') {
                 say("that is no name");
             }
-            if before.iter().filter(|op| matches!(op, Op::Lock { .. })).count() >= LOCKS_PER_SCRIPT {
+            if held(before) >= LOCKS_PER_SCRIPT {
                 say("too many locks in one script");
             }
         }
         Op::Sweep { staging, dead } if dead.iter().any(|name| staging::final_of(&staging.join(name)).is_none()) => {
             say("not the name of a staging file");
         }
-        Op::Run(cmd) => {
+        Op::Guard { cmd, .. }
+            if !cmd.secret_env.is_empty() || cmd.secret_stdin.is_some() || !cmd.also_ok.is_empty() =>
+        {
+            say("a guard takes neither secrets nor other exit statuses");
+        }
+        Op::Guard { .. } if held(before) >= LOCKS_PER_SCRIPT => say("too many locks in one script"),
+        Op::Run(cmd) | Op::Guard { cmd, .. } => {
             if cmd.program.is_empty() || cmd.program.contains('\0') {
                 say("no program");
             }
@@ -220,6 +242,11 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
         _ => {}
     }
     (!faults.is_empty()).then_some(faults)
+}
+
+/// Operations that keep something until the script ends.
+fn held(ops: &[Op]) -> usize {
+    ops.iter().filter(|op| matches!(op, Op::Lock { .. } | Op::Guard { .. })).count()
 }
 
 /// What may follow [`Op::Receive`]. The end of a connection looks like the end of the data, so that only the side that

@@ -13,6 +13,7 @@ use super::control::Control;
 use super::error::{OpError, OpErrorKind, cannot, fault};
 use super::fence::{self, Fences};
 use super::files;
+use super::guard::{self, Guard};
 use super::lock::{LockDir, LockError, NamedLock};
 use super::op::{Op, Role, Script, Sparse, Value};
 use super::process::{self, ProcessIo, Programs, Spawn, Stdout};
@@ -49,9 +50,25 @@ impl Default for Io<'_> {
 /// # Errors
 /// [`OpError`], its index set. What the operations before have done stays done.
 pub fn run(script: &Script, io: Io<'_>, programs: &Programs, control: &Control) -> Result<Vec<Value>, OpError> {
-    let mut io = io;
-    // Until the script ends, as the sh interpreter holds them.
-    let mut held: Vec<NamedLock> = Vec::new();
+    // Until the script ends, as the sh interpreter holds them: the guards first, they may need the locks.
+    let mut locks = Vec::new();
+    let mut guards = Vec::new();
+    let result = run_ops(script, io, programs, control, (&mut locks, &mut guards));
+    let failed = guard::release(guards, result.is_ok());
+    match (result, failed) {
+        (result, None) => result,
+        (Ok(_), Some((index, failed))) => Err(OpError::process(index, failed)),
+        (Err(error), Some((index, failed))) => Err(error.besides(&OpError::process(index, failed).to_string())),
+    }
+}
+
+fn run_ops(
+    script: &Script,
+    mut io: Io<'_>,
+    programs: &Programs,
+    control: &Control,
+    (locks, guards): (&mut Vec<NamedLock>, &mut Vec<Guard>),
+) -> Result<Vec<Value>, OpError> {
     let fences = Fences::new(&script.fences);
     let mut values = Vec::with_capacity(script.ops.len());
     for (index, op) in script.ops.iter().enumerate() {
@@ -65,7 +82,12 @@ pub fn run(script: &Script, io: Io<'_>, programs: &Programs, control: &Control) 
             }
             Op::Lock { name, wait_seconds } => {
                 let lock = io.locks.take(name, Duration::from_secs(*wait_seconds), control);
-                held.push(lock.map_err(|error| lock_error(index, &error))?);
+                locks.push(lock.map_err(|error| lock_error(index, &error))?);
+                Value::Done
+            }
+            Op::Guard { cmd, only_on_failure } => {
+                let guard = Guard::start(index, cmd, *only_on_failure, programs);
+                guards.push(guard.map_err(|error| OpError::process(index, error))?);
                 Value::Done
             }
             op => apply(op, &fences, &mut io, control).map_err(|error| OpError::io(index, op, &error))?,
@@ -169,7 +191,7 @@ fn at_place(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::CreateSparse { path, bytes } => File::create_new(path).and_then(|file| file.set_len(*bytes)),
         Op::Sync { path } => files::sync(path),
         Op::Publish { from, to } => files::publish(from, to),
-        Op::MakeDir { .. } | Op::Claim { .. } | Op::Sweep { .. } | Op::Lock { .. } | Op::Run(_) => {
+        Op::MakeDir { .. } | Op::Claim { .. } | Op::Sweep { .. } | Op::Lock { .. } | Op::Guard { .. } | Op::Run(_) => {
             unreachable!("handled by the callers")
         }
     };

@@ -8,6 +8,7 @@
 //! - [`error`]: how a script fails, in one line, from either interpreter.
 //! - [`fence`]: directories that a script does not leave.
 //! - `files`: the file operations of it, on system calls.
+//! - `guard`: what is run when a script ends, however it ends.
 //! - [`posix`]: the other interpreter: a script rendered as POSIX sh, and the answers read back. The only place that quotes.
 //! - [`agent`]: the in process interpreter as the far side of an ssh connection.
 //! - [`control`]: cancellation (SIGTERM) and deadlines.
@@ -28,6 +29,7 @@ pub mod copy;
 pub mod error;
 pub mod fence;
 mod files;
+mod guard;
 pub mod host;
 pub mod interpret;
 pub mod leash;

@@ -208,6 +208,16 @@ pub enum Op {
         /// Seconds to wait for it.
         wait_seconds: u64,
     },
+    /// Leaves a command with a process in a session of its own, which runs it when the script ends, however it ends: also
+    /// when whoever runs the script is killed or the connection breaks. For what must never stay as the script makes it:
+    /// a frozen guest. Up to three tries; the script returns when it is done, and a script that came to its end
+    /// fails when the command does. Counts as a lock of the script; takes no secrets.
+    Guard {
+        /// The command; its output is dropped.
+        cmd: Cmd,
+        /// Whether it is run only when the script does not come to its end. Then its own failure is ignored.
+        only_on_failure: bool,
+    },
     /// Gives a finished staging file its final name (see [`super::staging`]): synced, then a hard link, or a rename where
     /// the file system has no links. The names are durable once [`super::staging::retire`] has synced the directories.
     /// Fails where `to` exists.
@@ -425,7 +435,7 @@ impl Op {
             | Self::Rename { from, to }
             | Self::Move { from, to }
             | Self::Publish { from, to } => vec![(from, Role::Name), (to, Role::Name)],
-            Self::Lock { .. } | Self::Run(_) => Vec::new(),
+            Self::Lock { .. } | Self::Guard { .. } | Self::Run(_) => Vec::new(),
         }
     }
 
@@ -504,6 +514,8 @@ impl fmt::Display for Op {
                 write!(f, "rm -rf {}, with the final name where it is the same file", names.join(" "))
             }
             Self::Run(cmd) => write!(f, "{cmd}"),
+            Self::Guard { cmd, only_on_failure: false } => write!(f, "at the end, whatever happens: {cmd}"),
+            Self::Guard { cmd, only_on_failure: true } => write!(f, "should anything fail: {cmd}"),
         }
     }
 }

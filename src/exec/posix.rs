@@ -8,11 +8,12 @@
 //!   at last `end`. A script that sends ([`Op::Send`], [`Op::SendAllowed`]) writes the raw bytes
 //!   instead.
 //! - From it on stderr: a line `@onestore-op index` before each operation, so that words can be told whose they are, and
-//!   at a failure at last `@onestore-failed index status`.
+//!   at a failure at last `@onestore-failed index status`, and before it `@onestore-guard index status` for each guard
+//!   ([`Op::Guard`]) that failed then.
 //!
 //! The script is plain ASCII. It must not be fed to sh as its standard input: it hands that to [`Op::Receive`] alone.
 //!
-//! Descriptors: 3 carries the status out of a pipeline, 4 is the real stdout, 5 the stream, 6 to 9 are locks.
+//! Descriptors: 3 carries the status out of a pipeline, 4 is the real stdout, 5 the stream, 6 to 9 are locks and guards.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
@@ -24,6 +25,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
+use super::guard;
 use super::op::{FileKind, Op, Role, Script, Space, Sparse, Stat, Value};
 use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
 use super::source::{FORBIDDEN, HOME, PathPolicy};
@@ -70,8 +72,9 @@ pub fn render(script: &Script) -> String {
 const PROLOGUE: &str = r#"set -u
 LC_ALL=C LANG=C PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL LANG PATH
-i=- d= o= s= t=
-trap 's=$?; [ "$d" ] || printf '\''\n@onestore-failed %s %s\n'\'' "$i" "$s" >&2' EXIT
+i=- d= o= s= t= os_g=
+trap 's=$? e=$i; os_release; [ "$d" ] || printf '\''\n@onestore-failed %s %s\n'\'' "$e" "$s" >&2' EXIT
+os_release() { :; }
 os_b() { i=$1; printf '\n@onestore-op %s\n' "$i" >&2; }
 os_die() { printf '%s\n' "$1" >&2; exit "${2:-1}"; }
 os_there() {
@@ -100,12 +103,42 @@ os_excl() { dd if=/dev/null of="$1" conv=excl status=none; }
 exec 4>&1 5<&0 </dev/null
 "#;
 
+/// What guards need besides: `os_guard descriptor kind command…` posts one, `os_release [well]` releases all.
+const GUARDS: &str = r#"os_guard() {
+  o=$1; shift
+  t=$(mktemp -d) && mkfifo -- "$t/p" "$t/q" || exit
+  setsid sh -c "$os_program" guard "$@" <"$t/p" >"$t/q" 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- &
+  os_g="$o $! $i $os_g"
+  eval "exec $o>\"\$t/p\""
+  read -r o <"$t/q" || o=
+  rm -rf -- "$t"
+  [ "$o" = up ] || os_die ': The guard did not start'
+}
+os_release() {
+  while [ "$os_g" ]; do
+    o=${1-}
+    set -- $os_g
+    os_b "$3"
+    [ -z "$o" ] || eval "echo $o >&$1"
+    eval "exec $1>&-"
+    wait "$2"; t=$?
+    shift 3; os_g=$*; set -- $o
+    [ "$t" = 0 ] || { [ -z "$o" ] || exit "$t"; printf '\n@onestore-guard %s %s\n' "$i" "$t" >&2; }
+  done
+}
+"#;
+
 /// The script as POSIX sh, programs called as `programs` has them; nothing is looked up here.
 #[must_use]
 pub fn render_with(script: &Script, programs: &Programs) -> String {
     let mut text = String::from(PROLOGUE);
     let sends = script.sends();
-    let mut locks = 0;
+    let guarded = script.ops.iter().any(|op| matches!(op, Op::Guard { .. }));
+    if guarded {
+        let _ = writeln!(text, "{GUARDS}os_program={}", quote(OsStr::new(guard::PROGRAM)));
+    }
+    // The next descriptor of a lock or guard.
+    let mut held = 6;
     for (index, op) in script.ops.iter().enumerate() {
         let _ = writeln!(text, "os_b {index}");
         text.push_str(&inside(op, &script.fences));
@@ -114,8 +147,20 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
             None => match op {
                 Op::Run(cmd) => run(cmd, programs, sends),
                 Op::Lock { name, wait_seconds } => {
-                    locks += 1;
-                    lock(name, *wait_seconds, 5 + locks)
+                    held += 1;
+                    lock(name, *wait_seconds, held - 1)
+                }
+                Op::Guard { cmd, only_on_failure } => {
+                    held += 1;
+                    let argv: Vec<String> = programs.argv(cmd).iter().map(|word| quote(word)).collect();
+                    let program = programs.words(&cmd.program).swap_remove(0);
+                    format!(
+                        "command -v {0} >/dev/null || os_die {0}': not found' 127\nos_guard {1} {2} {3}",
+                        quote(&program),
+                        held - 1,
+                        guard::word(*only_on_failure),
+                        argv.join(" ")
+                    )
                 }
                 Op::SendAllowed { path, policy } => send_allowed(path, policy),
                 op if op.is_question() => question(op),
@@ -125,12 +170,18 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
         text.push_str(&body);
         text.push('\n');
     }
+    if guarded {
+        let _ = writeln!(text, "os_release {}", guard::WELL);
+    }
     if !sends {
         let _ = writeln!(text, "echo {END}");
     }
     text.push_str("d=1\n");
     text
 }
+
+/// What the agent says in front of a further failure; the sh form leaves the words to the reader.
+pub(super) const BESIDES: &str = "@onestore-besides ";
 
 /// Looks whether the paths of an operation stay within the script's fences, immediately before it.
 fn inside(op: &Op, fences: &[PathBuf]) -> String {
@@ -514,20 +565,42 @@ pub fn failure(script: &Script, status: Option<i32>, stderr: &[u8]) -> OpError {
         Some((at, index, script.ops.get(index)?, status.trim().parse().ok()?))
     });
     let Some((at, index, op, status)) = found else { return no_shell(status, &text) };
-    let begin = format!("@onestore-op {index}");
-    let after = lines[..at].iter().rposition(|line| *line == begin).map_or(0, |at| at + 1);
-    let said = lines[after..at].join("\n");
+    let words = |index: usize, at: usize| {
+        let begin = format!("@onestore-op {index}");
+        let after = lines[..at].iter().rposition(|line| *line == begin).map_or(0, |at| at + 1);
+        // What guards say afterwards is theirs.
+        let next = lines[after..at].iter().position(|line| line.starts_with("@onestore-"));
+        lines[after..next.map_or(at, |next| after + next)].join("\n")
+    };
+    let mut error = op_failure(script, (index, op), status, &words(index, at));
+    for (at, line) in lines[..at].iter().enumerate() {
+        if let Some(other) = line.strip_prefix(BESIDES) {
+            error = error.besides(other);
+        }
+        let failed = line.strip_prefix("@onestore-guard ").and_then(|rest| rest.split_once(' '));
+        let failed = failed.and_then(|(index, status)| Some((index.parse().ok()?, status.trim().parse().ok()?)));
+        if let Some((index, status)) = failed
+            && let Some(Op::Guard { cmd, .. }) = script.ops.get(index)
+        {
+            let failed = OpError::process(index, program_failure(cmd, status, words(index, at)));
+            error = error.besides(&failed.to_string());
+        }
+    }
+    error
+}
+
+fn op_failure(script: &Script, (index, op): (usize, &Op), status: i32, said: &str) -> OpError {
     if let Some(fault) = fault(script, index) {
         return OpError::new(index, OpErrorKind::Script, format!("{}: {fault}", super::error::cannot(op)));
     }
     match op {
-        Op::Run(cmd) => OpError::process(index, program_failure(cmd, status, said)),
+        Op::Run(cmd) | Op::Guard { cmd, .. } => OpError::process(index, program_failure(cmd, status, said.to_owned())),
         Op::Lock { .. } => {
-            let words = last_words(&said).unwrap_or_else(|| super::error::cannot(op));
+            let words = last_words(said).unwrap_or_else(|| super::error::cannot(op));
             OpError::new(index, OpErrorKind::Locked, words)
         }
         op => {
-            let cause = last_words(&said).map(|words| cause(&words).to_owned());
+            let cause = last_words(said).map(|words| cause(&words).to_owned());
             OpError::text(index, op, &cause.unwrap_or_else(|| format!("exit status {status}")))
         }
     }

@@ -3,3 +3,4 @@
 pub mod mkfs;
 pub mod mount;
 pub mod qemu_img;
+pub mod virsh;
