@@ -313,7 +313,7 @@ fn schemes_that_nobody_serves_are_named() {
     let text = fetch("lxd://key:secret@host/x", &options()).unwrap_err();
     assert_eq!(
         text,
-        "Cannot read from lxd://host/x: scheme 'lxd' is not served, only http, https, s3, ssh and local paths are"
+        "Cannot read from lxd://host/x: scheme 'lxd' is not served, only http, https, s3, ssh, rbd, local paths and those with a helper program are"
     );
     assert!(fetch("http://", &options()).unwrap_err().starts_with("Not a valid URL"));
 }

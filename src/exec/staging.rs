@@ -249,6 +249,12 @@ pub fn owner_of(name: &OsStr) -> Option<Owner> {
     split(name).map(|(owner, _)| owner)
 }
 
+/// Whether the owner of a staging file of this name is dead for certain.
+#[must_use]
+pub fn is_abandoned(name: &OsStr, me: &Owner) -> bool {
+    owner_of(name).is_some_and(|owner| owner.fate(me) != Fate::Alive)
+}
+
 /// What clears the staging directory of `base`, which holds these names, of runs that are dead for certain.
 #[must_use]
 pub fn clear(base: &Path, names: &[OsString], me: &Owner) -> Vec<Op> {

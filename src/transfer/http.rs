@@ -16,7 +16,7 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, NativeTlsConnector, TcpConnector};
 use ureq::{Agent, Body};
 
-use super::proxy::ProxyChoice;
+use super::proxy::{ProxyChoice, Via};
 use super::url::Url;
 use super::watch::{Stop, Watch};
 use crate::exec::cmd::Secret;
@@ -416,11 +416,12 @@ impl Client {
             .disable_verification(!self.options.verify_tls)
             .build();
         let proxy = self.options.proxy.resolve(url).map_err(|proxy| HttpError::Url(super::url::redact(&proxy)))?;
+        let (via, forward) = proxy.as_ref().and_then(|proxy| Via::forward(proxy, url)).unzip();
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .tls_config(tls)
-            .proxy(proxy)
+            .proxy(proxy.filter(|_| via.is_none()))
             .user_agent(concat!("onestore/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(self.options.connect_timeout))
             .timeout_connect(Some(self.options.connect_timeout))
@@ -431,9 +432,12 @@ impl Client {
         let connector =
             ().chain(ConnectProxyConnector::default())
                 .chain(TcpConnector::default())
-                .chain(Watch(self.stop.clone()))
+                .chain(Watch { stop: self.stop.clone(), forward })
                 .chain(NativeTlsConnector::default());
-        Ok(Agent::with_parts(config, connector, DefaultResolver::default()))
+        Ok(match via {
+            Some(via) => Agent::with_parts(config, connector, via),
+            None => Agent::with_parts(config, connector, DefaultResolver::default()),
+        })
     }
 
     fn failed(&self, url: &Url, error: ureq::Error) -> HttpError {

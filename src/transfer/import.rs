@@ -22,10 +22,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::decode::{Bounded, Compression, MAGIC};
 use super::digest::{Expected, Hashers};
-use super::helper::Helper;
+use super::helper::Helpers;
 use super::http::{self, Download, HttpError};
 use super::overlap::Overlapped;
 use super::rate::{Limited, Rate};
+use super::rbd::Export;
 use super::s3::{self, S3Error};
 use super::source::{PathPolicy, SourceError, open_local};
 use super::ssh;
@@ -58,8 +59,8 @@ pub struct Options {
     pub s3: s3::Settings,
     /// How ssh is called.
     pub programs: Programs,
-    /// Who downloads from schemes that we do not serve.
-    pub helper: Option<Helper>,
+    /// Programs for schemes that we do not serve; without them no other program is started either.
+    pub helpers: Option<Helpers>,
 }
 
 impl Default for Options {
@@ -73,7 +74,7 @@ impl Default for Options {
             http: http::Options::default(),
             s3: s3::Settings::default(),
             programs: Programs::default(),
-            helper: None,
+            helpers: None,
         }
     }
 }
@@ -92,7 +93,7 @@ pub enum ImportError {
     S3(#[from] S3Error),
     /// Nobody here serves the scheme.
     #[error(
-        "Cannot read from {location}: scheme '{scheme}' is not served, only http, https, s3, ssh and local paths are"
+        "Cannot read from {location}: scheme '{scheme}' is not served, only http, https, s3, ssh, rbd, local paths and those with a helper program are"
     )]
     Scheme {
         /// The location, without secrets.
@@ -150,6 +151,8 @@ struct Opened {
     len: Option<u64>,
     /// The same file again, for a reflink.
     file: Option<File>,
+    /// Its bytes are the image, whatever they look like.
+    opaque: bool,
 }
 
 fn open_origin(location: &OsStr, options: &Options, stop: &Stop) -> Result<Opened, ImportError> {
@@ -159,31 +162,39 @@ fn open_origin(location: &OsStr, options: &Options, stop: &Stop) -> Result<Opene
             let failed = |source| ImportError::Source(SourceError::Io { path: path.to_owned(), source });
             let file = source.file.try_clone().map_err(failed)?;
             let reader = Local { file: source.file, at: 0 };
-            Ok(Opened { reader: Box::new(reader), len: Some(source.len), file: Some(file) })
+            Ok(Opened { reader: Box::new(reader), len: Some(source.len), file: Some(file), opaque: false })
         }
         Origin::Http(url) => {
             let download = Download::open(url, &options.http, stop.clone())?;
             let len = download.announced();
-            Ok(Opened { reader: Box::new(download), len, file: None })
+            Ok(Opened { reader: Box::new(download), len, file: None, opaque: false })
         }
         Origin::S3(text) => {
             let s3::Request { url, proof } = s3::request(text, &options.s3)?;
             let download = Download::open_proved(url, Arc::new(proof), &options.http, stop.clone())?;
             let len = download.announced();
-            Ok(Opened { reader: Box::new(download), len, file: None })
+            Ok(Opened { reader: Box::new(download), len, file: None, opaque: false })
         }
         Origin::Ssh(text) => {
             let (relay, len) = ssh::open(text, options, &stop.control())?;
-            Ok(Opened { reader: Box::new(relay), len: Some(len), file: None })
+            Ok(Opened { reader: Box::new(relay), len: Some(len), file: None, opaque: false })
         }
         Origin::Other(scheme) => {
             let refuse = || ImportError::Scheme { location: shown(location), scheme: scheme.to_owned() };
-            let helper = options.helper.as_ref().ok_or_else(refuse)?;
+            let helpers = options.helpers.as_ref().ok_or_else(refuse)?;
             let text = location.to_str().ok_or_else(refuse)?;
-            let relay = helper.open(text, &scheme.to_ascii_lowercase(), &stop.control()).ok_or_else(refuse)?;
             let failed = |source| ImportError::Read { location: shown(location), source };
-            let relay = relay.map_err(failed)?;
-            Ok(Opened { reader: Box::new(relay), len: None, file: None })
+            let scheme = scheme.to_ascii_lowercase();
+            if scheme == "rbd" {
+                let relay = Export::parse(text)
+                    .ok_or_else(refuse)?
+                    .open(text, &options.programs, &stop.control())
+                    .map_err(failed)?;
+                return Ok(Opened { reader: Box::new(relay), len: None, file: None, opaque: false });
+            }
+            let opened = helpers.open(text, &scheme, &stop.control()).ok_or_else(refuse)?;
+            let (stream, opaque) = opened.map_err(failed)?;
+            Ok(Opened { reader: Box::new(stream), len: None, file: None, opaque })
         }
     }
 }
@@ -217,6 +228,8 @@ pub struct Incoming {
     pub compression: Option<Compression>,
     /// Length of the source, as downloaded, in bytes.
     pub encoded_len: Option<u64>,
+    /// Whether a helper says that the bytes are the image, whatever they look like.
+    pub opaque: bool,
     /// The local source itself, where the image is exactly that and nothing has to be checked: the caller may reflink
     /// it instead of reading.
     pub plain_file: Option<File>,
@@ -275,7 +288,7 @@ fn assemble(
         shared: shared.clone(),
     });
     let mut compression = None;
-    if options.decompress {
+    if options.decompress && !opened.opaque {
         let mut start = Vec::with_capacity(MAGIC);
         source.by_ref().take(MAGIC as u64).read_to_end(&mut start).map_err(|error| shared.prefer(error))?;
         compression = Compression::detect(&start);
@@ -303,6 +316,7 @@ fn assemble(
         location: name,
         compression,
         encoded_len: opened.len,
+        opaque: opened.opaque,
         plain_file: opened.file.filter(|_| plain),
     })
 }

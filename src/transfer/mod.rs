@@ -9,8 +9,9 @@
 //! - [`http`], [`proxy`]: downloads.
 //! - [`s3`]: objects of S3 and of services like it: downloads with a signature.
 //! - [`progress`]: how far a stream has come.
-//! - `ssh`: files of other machines.
-//! - [`helper`]: downloads by upstream's program, for schemes that we do not serve.
+//! - `ssh`, `rbd`: files of other machines, images of a Ceph cluster that other machines reach.
+//! - [`helper`]: the operator's programs for schemes that we do not serve; `word` reads what they print.
+//! - [`unpack`]: tar and zip archives into a directory, with guards.
 //! - [`rate`], [`digest`], [`decode`]: the stages of an import: how fast, whether it is the right one, what is inside.
 
 pub mod decode;
@@ -23,11 +24,14 @@ mod overlap;
 pub mod progress;
 pub mod proxy;
 pub mod rate;
+mod rbd;
 pub mod s3;
 mod sigv4;
 pub mod size;
 mod ssh;
+pub mod unpack;
 mod url;
 mod watch;
+mod word;
 
 pub use crate::exec::source;

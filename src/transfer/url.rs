@@ -79,6 +79,11 @@ impl Url {
         format!("{}{query}", self.base())
     }
 
+    /// Scheme, host and port.
+    pub(super) fn origin(&self) -> String {
+        format!("{}://{}", self.scheme, self.authority)
+    }
+
     /// The value of an `Authorization` header.
     pub(super) fn login(&self) -> Option<&Secret> {
         self.login.as_ref()

@@ -26,7 +26,7 @@ use crate::image::{Contents, Format, Inspection};
 use crate::payload::{ActionData, Datastore, DatastoreType, Image, ImageType, MarketTemplate};
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
-use crate::transfer::helper::Helper;
+use crate::transfer::helper::Helpers;
 use crate::transfer::import::{self, Incoming};
 use crate::transfer::progress::Progress;
 use crate::transfer::rate::Rate;
@@ -140,9 +140,10 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
             .and_then(MarketTemplate::s3)
             .unwrap_or_else(|| s3::Settings::from_env(|name| std::env::var(name).ok())),
         // Its downloads have effects of their own, so `explain` does not start it.
-        helper: cx.is_real().then(|| Helper {
-            program: cx.layout.remotes.join("datastore/downloader.sh"),
+        helpers: cx.is_real().then(|| Helpers {
+            dir: cx.layout.remotes.join("datastore"),
             action_data: market_keys(data),
+            temp: None,
         }),
         ..import::Options::default()
     })
