@@ -8,8 +8,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fstatfs, ioctl_ficlone, seek};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::Errno;
 
+use super::ahead::{Ahead, on_ext4};
 use super::writeback::WriteBack;
 use crate::exec::control::Control;
 use crate::exec::op::Sparse;
@@ -307,67 +308,6 @@ impl Job<'_> {
     }
 }
 
-/// Allocates what is about to be written, in large pieces: on ext4 this is cheaper than its delayed allocation, which
-/// reserves block by block (measured: a tenth of the copy's time). It ends with the first block of zeroes: a source that
-/// holds many would be allocated in vain.
-struct Ahead {
-    /// Where the allocated part ends.
-    until: u64,
-    on: bool,
-}
-
-impl Ahead {
-    /// Bytes that are allocated at a time: 16 MiB.
-    const PIECE: u64 = 16 << 20;
-
-    fn new() -> Self {
-        Self { until: 0, on: true }
-    }
-
-    fn never() -> Self {
-        Self { until: 0, on: false }
-    }
-
-    /// Has at least `len` bytes from `at` on allocated, and more where the extent, which ends at `end`, goes on.
-    fn reach(&mut self, to: &File, at: u64, len: u64, end: u64) {
-        if !self.on || at + len <= self.until {
-            return;
-        }
-        let from = at.max(self.until);
-        let until = end.min(from + Self::PIECE);
-        // A full disk may still have room for what is not zero.
-        self.on = retry_on_intr(|| fallocate(to, FallocateFlags::KEEP_SIZE, from, until - from)).is_ok();
-        self.until = if self.on { until } else { self.until };
-    }
-
-    /// Makes holes of the blocks of zeroes in `data`, which was written to `offset`, and of all that was not reached.
-    fn give_back(&mut self, to: &File, data: &[u8], offset: u64) -> io::Result<()> {
-        if self.until <= offset {
-            return Ok(());
-        }
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let punch = |at: u64, len: u64| retry_on_intr(|| fallocate(to, flags, at, len));
-        let misfit = as_usize(offset % as_u64(BLOCK));
-        let head = if misfit == 0 { 0 } else { (BLOCK - misfit).min(data.len()) };
-        for run in runs(&data[head..]).filter(|run| run.zero) {
-            punch(offset + as_u64(head + run.start), as_u64(run.len))?;
-        }
-        let end = offset + as_u64(data.len());
-        if self.until > end {
-            punch(end, self.until - end)?;
-        }
-        *self = Self::never();
-        Ok(())
-    }
-}
-
-/// Whether the file lies on ext4 (`statfs(2)`).
-fn on_ext4(file: &File) -> bool {
-    const EXT4: i64 = 0xEF53;
-    #[allow(clippy::unnecessary_cast, clippy::cast_lossless)]
-    fstatfs(file).is_ok_and(|fs| fs.f_type as i64 == EXT4)
-}
-
 /// Walks the data extents of a file up to `size`; a file that cannot tell is one extent.
 struct Extents<'a> {
     file: &'a File,
@@ -412,14 +352,14 @@ impl Extents<'_> {
 }
 
 /// A run of blocks that are all zero, or all not.
-struct Run {
-    start: usize,
-    len: usize,
-    zero: bool,
+pub(super) struct Run {
+    pub(super) start: usize,
+    pub(super) len: usize,
+    pub(super) zero: bool,
 }
 
 /// The runs of `data`, whose first byte lies at a multiple of [`BLOCK`]; a shorter last block counts as one.
-fn runs(data: &[u8]) -> impl Iterator<Item = Run> + '_ {
+pub(super) fn runs(data: &[u8]) -> impl Iterator<Item = Run> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {
         let first = data.get(at..)?.chunks(BLOCK).next()?;
@@ -493,12 +433,12 @@ fn server_can_copy(file: &File) -> bool {
 }
 
 /// Lossless on every platform that Rust's standard library serves.
-fn as_u64(n: usize) -> u64 {
+pub(super) fn as_u64(n: usize) -> u64 {
     n as u64
 }
 
 /// Saturates where `usize` is smaller; callers only ever want "at most this much".
-fn as_usize(n: u64) -> usize {
+pub(super) fn as_usize(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 

@@ -14,7 +14,8 @@
 //! - [`control`]: cancellation (SIGTERM) and deadlines.
 //! - [`process`]: one child process: spawned in its own group, waited for by pidfd, killed as a group.
 //! - [`leash`]: children that die with us.
-//! - [`copy`]: copies between files and streams into files, with reflinks and holes; `writeback` has the disk begin early.
+//! - [`copy`]: copies between files and streams into files, with reflinks and holes; `ahead` allocates and `writeback` has the disk
+//!   begin early.
 //! - [`relay`]: a file of one host as a stream for another.
 //! - [`host`]: where scripts run: here, through the OpenSSH client, or through libssh2.
 //! - [`lock`]: named advisory locks, compatible with `/var/lock/one`.
@@ -23,6 +24,7 @@
 //! - [`step`]: scripts with an undo and a sentence; the undo stack.
 
 pub mod agent;
+mod ahead;
 pub mod cmd;
 pub mod control;
 pub mod copy;
