@@ -331,7 +331,7 @@ fn moving_goes_to_other_file_systems_and_renaming_does_not() {
             },
             None,
         );
-        outcome.failed(0, &OpErrorKind::Other, text);
+        outcome.failed(0, &OpErrorKind::OtherFileSystem, text);
     }
 }
 

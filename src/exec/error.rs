@@ -33,6 +33,8 @@ pub enum OpErrorKind {
     NoSpace,
     /// Permission denied, or a read-only file system.
     Denied,
+    /// A name cannot be given in another file system.
+    OtherFileSystem,
     /// A signal or the deadline came.
     Stopped(Stopped),
     /// An external program failed.
@@ -72,6 +74,7 @@ impl OpError {
         let kind = match error.kind() {
             io::ErrorKind::NotFound => OpErrorKind::NotFound,
             io::ErrorKind::AlreadyExists => OpErrorKind::Exists,
+            io::ErrorKind::CrossesDevices => OpErrorKind::OtherFileSystem,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OpErrorKind::NoSpace,
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => OpErrorKind::Denied,
             _ => kind_of(&cause),
@@ -113,6 +116,7 @@ fn kind_of(cause: &str) -> OpErrorKind {
     match cause {
         "No such file or directory" | "Not a directory" => OpErrorKind::NotFound,
         "File exists" => OpErrorKind::Exists,
+        "Invalid cross-device link" => OpErrorKind::OtherFileSystem,
         "No space left on device" | "Disk quota exceeded" => OpErrorKind::NoSpace,
         "Permission denied" | "Operation not permitted" | "Read-only file system" => OpErrorKind::Denied,
         _ => OpErrorKind::Other,
@@ -127,7 +131,8 @@ pub fn cannot(op: &Op) -> String {
         Op::Stat { path, .. } => format!("Cannot look at {}", w(path)),
         Op::ReadLink { path } => format!("Cannot read the link {}", w(path)),
         Op::List { path } => format!("Cannot list {}", w(path)),
-        Op::Read { path, .. } | Op::Send { path } => format!("Cannot read {}", w(path)),
+        Op::Read { path, .. } | Op::Head { path, .. } | Op::Send { path } => format!("Cannot read {}", w(path)),
+        Op::Tree { path, .. } => format!("Cannot look through {}", w(path)),
         Op::Space { path } => format!("Cannot get the space of {}", w(path)),
         Op::TreeSize { path } => format!("Cannot get the size of {}", w(path)),
         Op::Md5 { path } => format!("Cannot get the MD5 digest of {}", w(path)),
@@ -178,7 +183,9 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
         Op::Symlink { target, .. } if target.as_os_str().is_empty() || target.as_os_str().as_bytes().contains(&0) => {
             say("the link's text is empty or holds a NUL byte");
         }
-        Op::Read { len, .. } if *len > READ_LIMIT => say("more bytes asked for than one operation answers"),
+        Op::Read { len, .. } | Op::Head { len, .. } if *len > READ_LIMIT => {
+            say("more bytes asked for than one operation answers")
+        }
         Op::Receive { .. } if before.iter().any(|op| matches!(op, Op::Receive { .. })) => {
             say("the script receives twice");
         }
@@ -234,6 +241,8 @@ fn paths(op: &Op) -> Vec<&Path> {
         | Op::ReadLink { path }
         | Op::List { path }
         | Op::Read { path, .. }
+        | Op::Head { path, .. }
+        | Op::Tree { path, .. }
         | Op::Space { path }
         | Op::TreeSize { path }
         | Op::Md5 { path }
