@@ -6,9 +6,9 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::layers::{Layer, Layers};
 use super::place::Place;
 use crate::context::Cx;
+use crate::driver::common::layers::{Layer, Layers};
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::op::{Op, Sparse};
 use crate::exec::step::Step;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::place::Place;
+use super::folder::Folder;
 use crate::context::Cx;
 use crate::exec::op::Op;
 use crate::exec::step::Step;
@@ -33,7 +33,7 @@ pub enum Mount {
 ///
 /// # Errors
 /// Host or path are missing; the mount fails.
-pub fn mount(cx: &Cx<'_>, place: &Place, datastore: &Datastore) -> Result<Mount> {
+pub fn mount(cx: &Cx<'_>, place: &Folder, in_host: &str, datastore: &Datastore) -> Result<Mount> {
     let template = &datastore.template;
     if !template.nfs_auto_enable.is_yes_any_case() {
         return Ok(Mount::There);
@@ -56,12 +56,12 @@ pub fn mount(cx: &Cx<'_>, place: &Place, datastore: &Datastore) -> Result<Mount>
             Op::Write { path: marker, content: crate::exec::cmd::Secret::new(""), mode: 0o644 },
         ],
     );
-    cx.apply(step.or_say(format!("Error setting up NFS mount of {source}{}", place.in_host())))?;
+    cx.apply(step.or_say(format!("Error setting up NFS mount of {source}{in_host}")))?;
     Ok(if cx.is_real() { Mount::There } else { Mount::Planned })
 }
 
 /// Takes off NFS mounts below the datastores' folder that carry our mark and whose datastore no longer asks for one.
-fn unmount_unwanted(cx: &Cx<'_>, place: &Place) -> Result<()> {
+fn unmount_unwanted(cx: &Cx<'_>, place: &Folder) -> Result<()> {
     let pool = match cx.oned().datastore_pool() {
         Ok(pool) => pool,
         Err(e) => {
