@@ -184,7 +184,7 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
             say("the link's text is empty or holds a NUL byte");
         }
         Op::Read { len, .. } | Op::Head { len, .. } if *len > READ_LIMIT => {
-            say("more bytes asked for than one operation answers")
+            say("more bytes asked for than one operation answers");
         }
         Op::Receive { .. } if before.iter().any(|op| matches!(op, Op::Receive { .. })) => {
             say("the script receives twice");

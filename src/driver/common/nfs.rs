@@ -13,12 +13,12 @@ use super::folder::Folder;
 use crate::context::Cx;
 use crate::exec::op::Op;
 use crate::exec::step::Step;
-use crate::payload::Datastore;
+use crate::payload::{Datastore, DatastoreTemplate};
 use crate::report::Misuse;
 use crate::tool::mount;
 
 /// Marks a datastore that we mounted.
-const MARKER: &str = ".automounted";
+pub const MARKER: &str = ".automounted";
 
 /// Whether the datastore's files can be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +38,7 @@ pub fn mount(cx: &Cx<'_>, place: &Folder, in_host: &str, datastore: &Datastore) 
     if !template.nfs_auto_enable.is_yes_any_case() {
         return Ok(Mount::There);
     }
-    let need = |text: &crate::payload::Text| text.required().map(str::to_owned).map_err(|e| Misuse(e.to_string()));
-    let source = format!("{}:{}", need(&template.nfs_auto_host)?, need(&template.nfs_auto_path)?);
+    let source = export(template)?;
     unmount_unwanted(cx, place)?;
     let found = cx.ask(&place.host, Op::Run(mount::find(&source, &place.base)))?;
     if !found.text().is_empty() {
@@ -58,6 +57,15 @@ pub fn mount(cx: &Cx<'_>, place: &Folder, in_host: &str, datastore: &Datastore) 
     );
     cx.apply(step.or_say(format!("Error setting up NFS mount of {source}{in_host}")))?;
     Ok(if cx.is_real() { Mount::There } else { Mount::Planned })
+}
+
+/// What is mounted: `HOST:PATH`.
+///
+/// # Errors
+/// One of them is missing.
+pub fn export(template: &DatastoreTemplate) -> Result<String> {
+    let need = |text: &crate::payload::Text| text.required().map(str::to_owned).map_err(|e| Misuse(e.to_string()));
+    Ok(format!("{}:{}", need(&template.nfs_auto_host)?, need(&template.nfs_auto_path)?))
 }
 
 /// Takes off NFS mounts below the datastores' folder that carry our mark and whose datastore no longer asks for one.

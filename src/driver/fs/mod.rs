@@ -43,6 +43,7 @@ pub static DRIVER: Driver = Driver {
         own("snap_revert", snapshot::revert),
         own("snap_flatten", snapshot::flatten),
     ],
+    left: &[],
     complete: true,
 };
 

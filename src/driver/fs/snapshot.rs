@@ -45,7 +45,7 @@ impl Target {
 
     fn staging(&self) -> std::path::PathBuf {
         let name = self.source.rsplit('/').next().unwrap_or_default();
-        self.place.staging(&format!("{name}.{}", self.id))
+        self.place.staging(format!("{name}.{}", self.id))
     }
 }
 
