@@ -140,6 +140,7 @@ impl Work {
         let undo = [Op::Remove { path: self.dir.clone(), tree: true, must_exist: false }];
         let step = Step::new(&self.folder.host, "Make a directory for this run", ops);
         let undo = undo.into_iter().chain(self.folder.leave());
+        let undo = undo.chain([Op::RemoveDirIfEmpty { path: self.folder.base.clone() }]);
         cx.apply(step.undo(undo).or_say("Could not create temp. dir to make context dev"))?;
         Ok(())
     }

@@ -20,7 +20,7 @@ use crate::payload::{Disk as DiskRecord, Vm};
 const LOCK_WAIT: u64 = 600;
 
 /// Number of questions that [`Target::questions`] asks.
-const QUESTIONS: usize = 4;
+const QUESTIONS: usize = 5;
 
 /// The place of a disk (or kernel, or ramdisk) and what is there now.
 pub struct Target {
@@ -30,8 +30,8 @@ pub struct Target {
     pub path: PathBuf,
     name: String,
     lock: String,
-    /// The directory, the disk and its layers, as they are now.
-    has: [bool; 3],
+    /// Whether there are the directory, the disk, its layers, and the system datastore's directory now.
+    has: [bool; 4],
 }
 
 impl Target {
@@ -43,6 +43,7 @@ impl Target {
             stat(place.dir.clone()),
             stat(place.path()),
             stat(with_suffix(&place.path(), ".snap")),
+            stat(place.datastore_dir()),
         ]
     }
 
@@ -55,7 +56,7 @@ impl Target {
             bail!("The host did not answer all questions");
         };
         let Some(name) = place.name.clone() else { bail!("{} is a directory, not a disk", place.text) };
-        let has = [0, 1, 2].map(|at| found[at].stat().is_some());
+        let has = [0, 1, 2, 3].map(|at| found[at].stat().is_some());
         if found[1].stat().is_some_and(|stat| stat.kind == crate::exec::op::FileKind::Dir) {
             bail!("{} is a directory", place.path().display());
         }
@@ -138,6 +139,9 @@ impl Target {
         undo.extend(self.folder.leave());
         if !self.has[0] {
             undo.push(Op::RemoveDirIfEmpty { path: self.folder.base.clone() });
+        }
+        if let (false, Some(datastore)) = (self.has[3], self.folder.base.parent()) {
+            undo.push(Op::RemoveDirIfEmpty { path: datastore.to_owned() });
         }
         undo
     }

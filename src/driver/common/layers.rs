@@ -240,7 +240,10 @@ impl Layers {
         let mut found = Vec::new();
         for (id, one) in self.snapshots.iter().filter(|(_, one)| one.link.is_none()) {
             if let Some(below) = self.below(one)? {
-                found.push((*id, below.path.clone(), data_format(below.format)));
+                // The image itself stands among the layers as the link to it.
+                let link = self.snapshots.values().find(|layer| layer.link.as_ref() == Some(&below.path));
+                let path = link.map_or(&below.path, |link| &link.path);
+                found.push((*id, path.clone(), data_format(below.format)));
             }
         }
         Ok(found)

@@ -5,10 +5,11 @@
 //! - [`blank`]: an empty disk.
 //! - [`bridges`]: hosts that act for a datastore.
 //! - [`disk`]: a disk of a VM that is made or replaced.
-//! - [`context`], [`delete`], [`resize`], [`volatile`], [`migrate`]: actions of several transfer managers.
+//! - [`context`], [`delete`], [`resize`], [`volatile`], [`migrate`], [`mv_host`]: actions of several transfer managers.
 //! - [`folder`]: a directory in which new things come into being.
 //! - [`judge`]: a file where it lies, before a program opens it.
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
+//! - [`trees`]: whether a copy of a directory is whole.
 //! - [`nfs`]: datastores that are mounted on demand, by a datastore for a moment.
 //! - [`nfs_host`]: the same by a host, for its VMs.
 
@@ -23,7 +24,9 @@ pub mod folder;
 pub mod judge;
 pub mod layers;
 pub mod migrate;
+pub mod mv_host;
 pub mod nfs;
 pub mod nfs_host;
 pub mod resize;
+pub mod trees;
 pub mod volatile;

@@ -8,6 +8,7 @@ use super::blank::Blank;
 use super::disk::{Target, record};
 use crate::context::Cx;
 use crate::driver::{Reply, TmRequest};
+use crate::exec::op::Op;
 
 /// `mkimage SIZE_MB FORMAT HOST:SYSDIR/disk.N VM_ID DS_ID`.
 pub fn mkimage(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
@@ -37,15 +38,18 @@ fn make(cx: &Cx<'_>, request: &TmRequest, format: &str, at: usize) -> Result<Rep
     // What is done.
     cx.info(format!("Making image of {mib}M and type {format} at {}", disk.place.text));
     let staged = target.staged_file();
+    let raw = target.folder.staging(format!("{}.raw", disk.name()));
     let ops = if blank.is_converted() {
-        let raw = target.folder.staging(format!("{}.raw", disk.name()));
         let mut ops = blank.make(cx, &raw);
         ops.extend(Blank::convert(&raw, &staged));
         ops
     } else {
         blank.make(cx, &staged)
     };
-    let step = target.step(blank.sentence(), ops.into_iter().chain(target.put_file()));
+    let mut step = target.step(blank.sentence(), ops.into_iter().chain(target.put_file()));
+    if blank.is_converted() {
+        step.undo.ops.insert(0, Op::Remove { path: raw, tree: false, must_exist: false });
+    }
     cx.apply(step.or_say(failure))?;
     Ok(Reply::Nothing)
 }

@@ -10,7 +10,6 @@ use crate::context::Cx;
 use crate::driver::common::disk::{Target, record};
 use crate::driver::{Reply, TmRequest};
 use crate::exec::op::Op;
-use crate::exec::step::Step;
 use crate::image::Format;
 
 /// See the module.
@@ -70,7 +69,8 @@ pub fn ln(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     }
     let layer = image.files.snapshot(active);
     ops.extend(target.put_link(&layer));
-    let step = target.step(format!("Make the disk a link to {}", layer.display()), ops).or_say(failure);
-    cx.apply(Step { undo: crate::exec::op::Script::new(step.undo.ops.iter().cloned().chain(undo)), ..step })?;
+    let mut step = target.step(format!("Make the disk a link to {}", layer.display()), ops).or_say(failure);
+    step.undo.ops.extend(undo);
+    cx.apply(step)?;
     Ok(Reply::Nothing)
 }

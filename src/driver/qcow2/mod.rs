@@ -24,7 +24,7 @@ mod mv;
 
 use anyhow::Result;
 
-use super::common::{context, delete, migrate as common, resize, volatile};
+use super::common::{context, delete, migrate as common, mv_host, resize, volatile};
 use super::{Driver, Entry, Reply, Serve, TmRequest};
 use crate::action::Kind;
 use crate::context::Cx;
@@ -43,6 +43,7 @@ pub static DRIVER: Driver = Driver {
         own("ln.ssh", mixed::ln),
         own("mvds.ssh", mixed::mvds),
         own("mv", mv::mv),
+        own("mv.ssh", mv_host::mv),
         own("context", context::context),
         own("mkimage", volatile::mkimage),
         own("mkswap", volatile::mkswap),

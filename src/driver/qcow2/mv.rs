@@ -3,7 +3,6 @@
 //! Source: contract 02 §5. Both are seen from the new host. What was there is removed when the copy is known to be whole,
 //! and never where both names lead to one directory.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -11,15 +10,13 @@ use anyhow::{Context as _, Result, bail};
 use crate::context::Cx;
 use crate::driver::common::args::VmPlace;
 use crate::driver::common::folder::Folder;
+use crate::driver::common::trees::{DEPTH, difference};
 use crate::driver::{Reply, TmRequest};
 use crate::exec::error::OpErrorKind;
 use crate::exec::host::ScriptError;
-use crate::exec::op::{FileKind, Node, Op, Value};
+use crate::exec::op::{FileKind, Op, Value};
 use crate::exec::step::Step;
 use crate::tool::coreutils;
-
-/// Levels of a VM's directory that are compared: more than anything in it has.
-const DEPTH: u32 = 16;
 
 /// See the module.
 pub fn mv(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
@@ -160,39 +157,5 @@ impl Move {
             format!("The copy is whole: give it its name {}, and remove {}", self.to.display(), self.from.display());
         cx.apply(Step::new(host, what, ops).or_say(failure).whole())?;
         Ok(())
-    }
-}
-
-/// The first path at which two trees differ in kind, size or link.
-fn difference(found: &[Value]) -> Option<PathBuf> {
-    let [Value::Tree(a), Value::Tree(b)] = found else { return Some("/".into()) };
-    let facts = |nodes: &[Node]| -> BTreeMap<PathBuf, (FileKind, u64, Option<PathBuf>)> {
-        // What a directory occupies is the file system's business.
-        let size = |node: &Node| if node.kind == FileKind::Dir { 0 } else { node.size };
-        nodes.iter().map(|node| (node.path.clone(), (node.kind, size(node), node.link.clone()))).collect()
-    };
-    let (a, b) = (facts(a), facts(b));
-    let differs = |path: &&PathBuf| a.get(*path) != b.get(*path);
-    a.keys().chain(b.keys()).find(differs).cloned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node(path: &str, kind: FileKind, size: u64) -> Node {
-        Node { path: path.into(), kind, size, allocated: size, link: None }
-    }
-
-    #[test]
-    fn a_copy_that_is_not_whole_is_noticed() {
-        let tree = |size| Value::Tree(vec![node("", FileKind::Dir, 7), node("disk.0", FileKind::File, size)]);
-        let bigger_dir = Value::Tree(vec![node("", FileKind::Dir, 9), node("disk.0", FileKind::File, 3)]);
-        assert_eq!(difference(&[tree(3), bigger_dir]), None);
-        assert_eq!(difference(&[tree(3), tree(2)]), Some("disk.0".into()));
-        let missing = Value::Tree(vec![node("", FileKind::Dir, 7)]);
-        assert_eq!(difference(&[tree(3), missing.clone()]), Some("disk.0".into()));
-        assert_eq!(difference(&[missing, tree(3)]), Some("disk.0".into()));
-        assert!(difference(&[tree(3), Value::Absent]).is_some());
     }
 }
