@@ -9,7 +9,7 @@
 //! - [`folder`]: a directory in which new things come into being.
 //! - [`judge`]: a file where it lies, before a program opens it.
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
-//! - [`trees`]: whether a copy of a directory is whole.
+//! - [`trees`]: what becomes of a directory that is copied.
 //! - [`nfs`]: datastores that are mounted on demand, by a datastore for a moment.
 //! - [`nfs_host`]: the same by a host, for its VMs.
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::args::VmPlace;
 use super::folder::Folder;
-use super::trees::{DEPTH, difference};
+use super::trees::{DEPTH, difference, drop_old};
 use crate::context::Cx;
 use crate::driver::{Reply, TmRequest, misuse};
 use crate::exec::cmd::Secret;
@@ -48,7 +48,7 @@ pub fn mv(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     cx.info(format!("Moving {} to {}", trip.from.text, trip.to.text));
     trip.copy(cx, &failure)?;
     trip.put(cx, &failure)?;
-    trip.remove_old(cx, &failure)?;
+    trip.remove_old(cx).with_context(|| failure.clone())?;
     Ok(Reply::Nothing)
 }
 
@@ -175,7 +175,7 @@ impl Trip {
     }
 
     /// Removes the old directory, if its name still leads to it: where both hosts see one storage, it leads to the new one.
-    fn remove_old(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
+    fn remove_old(&self, cx: &Cx<'_>) -> Result<()> {
         let path = self.from.dir.clone();
         let now = cx.ask(&self.from.host, Op::Stat { path: path.clone(), follow: false })?;
         let same = now.stat().is_some_and(|now| (now.dev, now.ino) == (self.old.dev, self.old.ino));
@@ -183,9 +183,7 @@ impl Trip {
             cx.warn(format!("{} is another directory than before, it stays", path.display()));
             return Ok(());
         }
-        let remove = Op::Remove { path, tree: true, must_exist: false };
-        let what = "Remove the old directory; this cannot be undone";
-        cx.apply(Step::new(&self.from.host, what, [remove]).or_say(failure).whole())?;
+        drop_old(cx, &self.from.host, vec![path]);
         Ok(())
     }
 }

@@ -1,12 +1,25 @@
-//! Whether a copy of a directory is whole.
+//! What has become of a directory that was copied: whether the copy is whole, and the end of the original.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::exec::op::{FileKind, Node, Value};
+use crate::context::Cx;
+use crate::exec::host::Host;
+use crate::exec::op::{FileKind, Node, Op, Value};
+use crate::exec::step::Step;
 
 /// Levels of a VM's directory that are compared: more than anything in it has.
 pub const DEPTH: u32 = 16;
+
+/// Removes what its copy has taken the place of. That it stays is no failure: the work is done.
+pub fn drop_old(cx: &Cx<'_>, host: &Arc<dyn Host>, paths: Vec<PathBuf>) {
+    let remove = |path| Op::Remove { path, tree: true, must_exist: false };
+    let step = Step::new(host, "Remove what it was copied from; this cannot be undone", paths.into_iter().map(remove));
+    if let Err(error) = cx.apply(step) {
+        cx.warn(format!("{error:#}"));
+    }
+}
 
 /// The first path at which two trees differ in kind, size or link.
 pub fn difference(found: &[Value]) -> Option<PathBuf> {

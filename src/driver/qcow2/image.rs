@@ -11,10 +11,10 @@ use crate::context::Cx;
 use crate::driver::common::layers::{self, HEAD, Layer, Layers};
 use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Op, Stat, Value};
-use crate::location::ImageFiles;
+use crate::location::{ImageFiles, normalize};
 
 /// Number of questions that [`Image::questions`] asks.
-pub const QUESTIONS: usize = 4;
+pub const QUESTIONS: usize = 5;
 
 /// See the module.
 pub struct Image {
@@ -24,6 +24,8 @@ pub struct Image {
     pub stat: Option<Stat>,
     link: Option<PathBuf>,
     head: Option<Vec<u8>>,
+    /// Text of the link `<image>.snap/0`, where that is one: then the image itself is the first layer.
+    first: Option<PathBuf>,
     /// What is in `<image>.snap`; nothing where there is no such directory.
     pub names: Option<Vec<OsString>>,
 }
@@ -37,6 +39,7 @@ impl Image {
             Op::ReadLink { path: path() },
             Op::Head { path: path(), len: HEAD },
             Op::List { path: files.snapshots() },
+            Op::ReadLink { path: files.snapshot(0) },
         ]
     }
 
@@ -51,6 +54,7 @@ impl Image {
             files,
             stat: answer(0).stat(),
             link: bytes(1).map(|text| PathBuf::from(OsStr::from_bytes(&text))),
+            first: bytes(4).map(|text| PathBuf::from(OsStr::from_bytes(&text))),
             head: bytes(2),
             names: match answer(3) {
                 Value::Names(names) => Some(names.clone()),
@@ -66,7 +70,9 @@ impl Image {
 
     /// Whether its current state may be in another file than itself.
     pub fn has_layers(&self) -> bool {
-        self.link.is_some() || self.numbers().next().is_some()
+        let is_image =
+            |number| number == 0 && self.first.as_ref().is_some_and(|link| normalize(link) == self.files.image);
+        self.link.is_some() || self.numbers().any(|number| !is_image(number))
     }
 
     /// That it is there, and a file.

@@ -17,6 +17,7 @@ use crate::driver::common::args::{Disk, lock_of, plain_number};
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
 use crate::driver::common::layers::{HEAD, Layer, Layers, data_format, layer};
+use crate::driver::common::trees::drop_old;
 use crate::driver::{Reply, TmRequest};
 use crate::exec::op::{FileKind, Op, Sparse, Value};
 use crate::exec::step::Step;
@@ -294,10 +295,11 @@ impl<'d> Back<'d> {
             }
             None => ops.push(Op::Rename { from: self.staged_file(), to: self.files.image.clone() }),
         }
-        ops.extend([remove(away), remove(self.disk.path.clone()), remove(self.disk.snapshots())]);
+        ops.push(remove(away));
         ops.extend(self.folder.leave());
-        let what = format!("Put them in the place of {}, and remove the disk", self.files.image.display());
+        let what = format!("Put them in the place of {}", self.files.image.display());
         cx.apply(Step::new(&self.disk.place.host, what, ops).or_say(failure).whole())?;
+        drop_old(cx, &self.disk.place.host, vec![self.disk.path.clone(), self.disk.snapshots()]);
         Ok(())
     }
 }

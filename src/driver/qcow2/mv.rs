@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::context::Cx;
 use crate::driver::common::args::VmPlace;
 use crate::driver::common::folder::Folder;
-use crate::driver::common::trees::{DEPTH, difference};
+use crate::driver::common::trees::{DEPTH, difference, drop_old};
 use crate::driver::{Reply, TmRequest};
 use crate::exec::error::OpErrorKind;
 use crate::exec::host::ScriptError;
@@ -151,11 +151,10 @@ impl Move {
         }
         let mut ops: Vec<Op> = self.make_way().into_iter().collect();
         ops.push(Op::Rename { from: staged, to: self.to.clone() });
-        ops.push(Op::Remove { path: self.from.clone(), tree: true, must_exist: false });
         ops.extend(self.folder.leave());
-        let what =
-            format!("The copy is whole: give it its name {}, and remove {}", self.to.display(), self.from.display());
+        let what = format!("The copy is whole: give it its name {}", self.to.display());
         cx.apply(Step::new(host, what, ops).or_say(failure).whole())?;
+        drop_old(cx, host, vec![self.from.clone()]);
         Ok(())
     }
 }

@@ -127,9 +127,8 @@ fn stand_in(kind: &str, oned: &Path) -> String {
         "#!/bin/sh\nlist=0 csv=0 json=0 id=\nfor word in \"$@\"; do\n  case $word in\n    list) list=1 ;;\n    \
          --csv) csv=1 ;;\n    -j|--json) json=1 ;;\n    *[!0-9]*) ;;\n    *) id=$word ;;\n  esac\ndone\ncd '{}' || exit 255\n\
          if [ $list = 0 ]; then\n  cat {kind}/\"$id\".xml 2>/dev/null || {{ echo 'Error getting {kind}' >&2; exit 255; }}\n\
-         elif [ $csv = 1 ]; then cat {kind}s.csv\nelif [ $json = 1 ]; then echo '{{\"{pool}\":{{\"{item}\":[]}}}}'\nelse cat {kind}pool.xml\nfi\n",
+         elif [ $csv = 1 ]; then cat {kind}s.csv\nelif [ $json = 1 ]; then echo '{{\"{item}_POOL\":{{\"{item}\":[]}}}}'\nelse cat {kind}pool.xml\nfi\n",
         oned.display(),
-        pool = format!("{}_POOL", kind.to_uppercase()),
         item = kind.to_uppercase(),
     )
 }
