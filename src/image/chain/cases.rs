@@ -1,0 +1,1 @@
+//! Chains by hand, one idea each.
