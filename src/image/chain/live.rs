@@ -4,6 +4,7 @@
 //! Where several layers stand on one file, upstream merges into it and destroys what the others show; we put the others
 //! elsewhere first.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::facts::Manner;
@@ -182,8 +183,9 @@ impl Chain {
         let Some(owner) = self.owner(child) else {
             return Err(Refusal::NotLive { file: top, why: "its layer above is no snapshot" });
         };
-        if !self.deleting.contains(&k) {
-            plan.push(Step::Mark { marker: self.deleting_marker(k), names: base.clone() });
+        // What is half merged must not be taken for the snapshot, nor what was merged for another one.
+        if self.deleting.get(&k).map(OsString::as_os_str) != top.file_name() {
+            plan.push(Step::Mark { marker: self.deleting_marker(k), names: top.clone() });
         }
         let keep_relative = self.manner != Manner::Absolute;
         let open = |path: &PathBuf, at| Open { path: path.clone(), at };

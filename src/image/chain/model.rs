@@ -84,8 +84,8 @@ pub struct Chain {
     pub(super) link: Option<PathBuf>,
     /// `k.current`: snapshot to the name of a file.
     pub(super) moved: BTreeMap<u32, OsString>,
-    /// `k.deleting`: snapshots whose file another one is merged into.
-    pub(super) deleting: BTreeSet<u32>,
+    /// `k.deleting`: snapshots whose file another one is merged into, and the name of that other file.
+    pub(super) deleting: BTreeMap<u32, OsString>,
     findings: Vec<(Option<Node>, Finding)>,
     outside: BTreeMap<PathBuf, Option<Inode>>,
 }
@@ -105,7 +105,7 @@ impl Chain {
             active: None,
             link: None,
             moved: BTreeMap::new(),
-            deleting: BTreeSet::new(),
+            deleting: BTreeMap::new(),
             findings: Vec::new(),
             outside: facts.outside.clone(),
         };
@@ -131,12 +131,12 @@ impl Chain {
         for (name, entry) in facts.folder.iter().flatten() {
             let text = name.to_str().unwrap_or_default();
             let marker = |suffix: &str| text.strip_suffix(suffix).and_then(|id| number(OsStr::new(id)));
+            let words = entry.text.as_deref().unwrap_or_default().trim_ascii();
+            let names = || Path::new(OsStr::from_bytes(words)).file_name().unwrap_or_default().to_owned();
             if let Some(id) = marker(".current") {
-                let words = entry.text.as_deref().unwrap_or_default().trim_ascii();
-                let file = Path::new(OsStr::from_bytes(words)).file_name().unwrap_or_default();
-                self.moved.insert(id, file.to_owned());
+                self.moved.insert(id, names());
             } else if let Some(id) = marker(".deleting") {
-                self.deleting.insert(id);
+                self.deleting.insert(id, names());
             } else {
                 self.take_entry(name, entry, origin_inode);
             }
@@ -482,6 +482,22 @@ impl Chain {
         self.layers.iter().filter(|(_, layer)| on_it(layer)).map(|(node, _)| node.clone()).collect()
     }
 
+    /// Refuses when a layer that is broken may stand on this file: its backing name ends in the file's.
+    ///
+    /// # Errors
+    /// [`Refusal::Broken`].
+    pub(super) fn not_needed_by_broken(&self, node: &Node) -> Result<(), Refusal> {
+        let path = self.path(node);
+        let may_stand = |layer: &Layer| {
+            let name = layer.header.backing.as_ref().map(|backing| Path::new(&backing.name));
+            layer.below == Below::Broken && name.is_some_and(|name| name.file_name() == path.file_name())
+        };
+        match self.layers.iter().find(|(_, layer)| may_stand(layer)) {
+            Some((above, _)) => self.sound(above),
+            None => Ok(()),
+        }
+    }
+
     /// The layers that stand on this file, under whichever of its names.
     #[must_use]
     pub fn dependents(&self, node: &Node) -> Vec<Node> {
@@ -495,12 +511,27 @@ impl Chain {
         self.active.as_ref().is_some_and(|active| self.behind(active) == self.behind(node))
     }
 
+    /// Deletions of ours that were interrupted after the merge: the snapshot, and the file that was merged and is only
+    /// left over. What says so is that a later snapshot has the deleted one's file.
+    pub(super) fn merged(&self) -> impl Iterator<Item = (u32, Node)> + '_ {
+        self.deleting.iter().filter_map(|(id, top)| {
+            let file = self.moved.get(id).cloned().unwrap_or_else(|| id.to_string().into());
+            let taken = self.moved.iter().any(|(other, name)| other > id && *name == file);
+            let top = Node::Layer(top.clone());
+            let left = self.below(&top) == Below::Node(Node::Layer(file)) && self.dependents(&top).is_empty();
+            (taken && left && self.active.as_ref() != Some(&top)).then_some((*id, top))
+        })
+    }
+
     /// The snapshot that a file holds: what a `k.current` says (the highest, if several do), else its own number.
     ///
     /// The current file holds none, nor does what stands on it: a layer that is not in use yet.
     #[must_use]
     pub fn owner(&self, node: &Node) -> Option<u32> {
         let Node::Layer(name) = node else { return None };
+        if self.merged().any(|(_, top)| top == *node) {
+            return None;
+        }
         let active = self.active.as_ref().map(|active| self.behind(active));
         if self.ancestry(node).iter().any(|one| Some(one) == active.as_ref()) {
             return None;
@@ -547,7 +578,7 @@ impl Chain {
     /// See there.
     pub fn content(&self, snapshot: u32) -> Result<Node, Refusal> {
         let node = self.data(snapshot)?;
-        if self.deleting.contains(&snapshot) {
+        if self.deleting.contains_key(&snapshot) {
             return Err(Refusal::Broken(Finding::HalfDeleted { snapshot, file: self.path(&node) }));
         }
         Ok(node)

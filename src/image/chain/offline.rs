@@ -211,7 +211,13 @@ impl Chain {
                 plan.push(Step::Remove { file: self.path(&old) });
             }
         }
-        for id in &self.deleting {
+        for (_, top) in self.merged() {
+            let step = Step::Remove { file: self.path(&top) };
+            if !plan.steps.iter().any(|planned| planned.step == step) {
+                plan.push(step);
+            }
+        }
+        for id in self.deleting.keys() {
             if self.data(*id).is_err() {
                 plan.push(Step::Remove { file: self.deleting_marker(*id) });
             }
@@ -313,6 +319,7 @@ impl Chain {
         match self.data(k) {
             Ok(data) => {
                 self.sound(&data)?;
+                self.not_needed_by_broken(&data)?;
                 Ok(Some(data))
             }
             Err(Refusal::HoldsCurrent(_)) if self.moved.contains_key(&k) => {
@@ -363,7 +370,7 @@ impl Chain {
         for id in self.moved.iter().filter(|(_, file)| *file == name).map(|(id, _)| *id) {
             plan.push(Step::Remove { file: self.marker(id) });
         }
-        if self.deleting.contains(&k) {
+        if self.deleting.contains_key(&k) {
             plan.push(Step::Remove { file: self.deleting_marker(k) });
         }
     }
