@@ -96,7 +96,7 @@ impl Chain {
         plan.steps.extend(chain.tidied(Some(k), true)?.steps);
         let new = chain.new_layer(k, &active, &mut plan)?;
         if !new.adopted {
-            plan.push(chain.overlay(&new.layer, &new.frozen)?);
+            plan.push(chain.overlay(&new.layer, &new.frozen, &active)?);
         }
         plan.push(Step::LiveSnapshot { file: chain.path(&new.layer) });
         plan.push(chain.point_to(&new.layer));

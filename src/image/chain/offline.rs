@@ -50,7 +50,10 @@ impl Chain {
         let mut plan = self.tidied(Some(k), true)?;
         let new = self.new_layer(k, &active, &mut plan)?;
         if !new.adopted {
-            plan.push_with(self.overlay(&new.layer, &new.frozen)?, Step::Remove { file: self.path(&new.layer) });
+            plan.push_with(
+                self.overlay(&new.layer, &new.frozen, &active)?,
+                Step::Remove { file: self.path(&new.layer) },
+            );
         }
         // Back to the frozen file's name in the folder: also for a plain disk, which has become that file.
         let back = Step::Link { link: self.names.disk.clone(), target: self.link_text(&new.frozen) };
@@ -144,7 +147,8 @@ impl Chain {
     fn take_in(&self, node: &Node, plan: &mut Plan) -> Result<(), Refusal> {
         self.make_folder(plan);
         self.link_to_self(plan);
-        if self.layers.contains_key(node) {
+        // A blank layer of that name is removed by the tidying.
+        if self.layers.contains_key(node) && self.behind(node) == Node::Origin {
             return Ok(());
         }
         let name = self.path(node);
@@ -171,14 +175,13 @@ impl Chain {
         plan.push_with(Step::Link { link: link.clone(), target: ".".into() }, Step::Remove { file: link });
     }
 
-    pub(super) fn overlay(&self, layer: &Node, on: &Node) -> Result<Step, Refusal> {
-        // A second name that is yet to be made is the origin.
-        let known = if self.layers.contains_key(on) { on } else { &Node::Origin };
+    /// An empty layer on the file `on`, which is, or is to become, another name of `like`.
+    pub(super) fn overlay(&self, layer: &Node, on: &Node, like: &Node) -> Result<Step, Refusal> {
         Ok(Step::PutOverlay {
             file: self.path(layer),
             backing: self.backing_name(on),
-            format: self.format(known),
-            size: self.size(known)?,
+            format: self.format(like),
+            size: self.size(like)?,
         })
     }
 
@@ -275,7 +278,7 @@ impl Chain {
             plan.note = Some(format!("Nothing was written since snapshot {}", self.show(k)));
             return Ok(plan);
         }
-        plan.push(self.overlay(&active, &data)?);
+        plan.push(self.overlay(&active, &data, &data)?);
         Ok(plan)
     }
 

@@ -1,0 +1,235 @@
+//! From a plan to scripts: every pure step as operations, with what takes it back.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::exec::cmd::Secret;
+use crate::exec::host::Host;
+use crate::exec::op::{Op, Sparse};
+use crate::exec::staging::{self, Owner};
+use crate::exec::step::Step as Run;
+use crate::image::chain::{Names, Plan, Planned, Step};
+use crate::tool::qemu_img;
+
+/// Where new files of a chain are written before they get their names.
+#[derive(Clone, Debug)]
+pub struct Staging {
+    base: PathBuf,
+    owner: Owner,
+}
+
+impl Staging {
+    /// Beside the folder of layers: of the VM for its own disks, of the datastore for an image used in place.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn of(names: &Names) -> io::Result<Self> {
+        let base = names.origin.parent().unwrap_or(Path::new("/")).to_owned();
+        Ok(Self { base, owner: Owner::me()? })
+    }
+
+    /// The folder that holds staging files; list it to [`Staging::prepare`].
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        staging::dir(&self.base)
+    }
+
+    /// What every change begins with: the folder, and the end of what killed runs left in it (`found`: its names).
+    #[must_use]
+    pub fn prepare(&self, found: &[std::ffi::OsString]) -> Vec<Op> {
+        let mut ops = vec![Op::Claim { path: staging::claim_path(&self.base, &self.owner) }];
+        ops.extend(staging::clear(&self.base, found, &self.owner));
+        ops
+    }
+
+    /// What every change ends with, and what follows a failure.
+    #[must_use]
+    pub fn leave(&self) -> [Op; 2] {
+        staging::leave(&self.base, &self.owner)
+    }
+
+    /// The staging name of a file. The folder's name is in it: layers of all disks are called by numbers.
+    fn name(&self, file: &Path) -> PathBuf {
+        let folder = file.parent().and_then(Path::file_name).unwrap_or_default();
+        let mut name = folder.to_owned();
+        name.push(".");
+        name.push(file.file_name().unwrap_or_default());
+        staging::staging_path(&self.base, &self.owner, &name)
+    }
+}
+
+/// A part of a plan that is done in one go.
+#[derive(Debug)]
+pub enum Phase {
+    /// By one script on the host.
+    Files(Box<Files>),
+    /// By the running domain.
+    Domain(Step),
+}
+
+/// A script, what takes it back, and what it does.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// The sentences, in order.
+    pub what: Vec<String>,
+    /// The operations.
+    pub ops: Vec<Op>,
+    /// What takes them back, after any part of them.
+    pub undo: Vec<Op>,
+}
+
+impl Files {
+    /// As a step of an executor.
+    #[must_use]
+    pub fn on(self, host: &Arc<dyn Host>, failure: &str) -> Run {
+        Run::new(host, self.what.join(", then "), self.ops).undo(self.undo).or_say(failure)
+    }
+}
+
+/// A plan as scripts, as few as possible, and what the domain does in between.
+#[must_use]
+pub fn phases(plan: &Plan, staging: &Staging) -> Vec<Phase> {
+    let mut phases = Vec::new();
+    let mut files = Files { what: Vec::new(), ops: Vec::new(), undo: Vec::new() };
+    let mut secured = true;
+    for planned in &plan.steps {
+        let ops = ops(&planned.step, staging);
+        // What takes back the link of a disk that was a file must not run before the file has its second name for sure.
+        let ends = ops.is_none() || (!secured && matches!(planned.step, Step::Link { .. }));
+        if ends && !files.ops.is_empty() {
+            let done = std::mem::replace(&mut files, Files { what: Vec::new(), ops: Vec::new(), undo: Vec::new() });
+            phases.push(Phase::Files(Box::new(done)));
+            secured = true;
+        }
+        match ops {
+            None => phases.push(Phase::Domain(planned.step.clone())),
+            Some(ops) => add(&mut files, planned, ops, staging),
+        }
+        secured &= !matches!(planned.step, Step::SecondName { .. });
+    }
+    if !files.ops.is_empty() {
+        phases.push(Phase::Files(Box::new(files)));
+    }
+    phases
+}
+
+fn add(files: &mut Files, planned: &Planned, ops: Vec<Op>, staging: &Staging) {
+    files.what.push(planned.step.to_string());
+    files.ops.extend(ops);
+    let mut undo: Vec<Op> = planned.undo.iter().flat_map(|step| take_back(step, staging)).collect();
+    if let Step::PutOverlay { file, .. } | Step::PutCopy { to: file, .. } = &planned.step {
+        undo.push(Op::Remove { path: staging.name(file), tree: false, must_exist: false });
+    }
+    undo.append(&mut files.undo);
+    files.undo = undo;
+}
+
+/// An undo tolerates that there is nothing to take back.
+fn take_back(step: &Step, staging: &Staging) -> Vec<Op> {
+    match step {
+        Step::Remove { file } => vec![Op::Remove { path: file.clone(), tree: false, must_exist: false }],
+        other => ops(other, staging).unwrap_or_default(),
+    }
+}
+
+/// The operations of a step; `None` for what only the domain can do.
+fn ops(step: &Step, staging: &Staging) -> Option<Vec<Op>> {
+    let folder = |path: &Path| Op::Sync { path: path.parent().unwrap_or(Path::new("/")).to_owned() };
+    let put = |make: Op, file: &Path| {
+        let from = staging.name(file);
+        vec![make, Op::Sync { path: from.clone() }, Op::Rename { from, to: file.to_owned() }, folder(file)]
+    };
+    Some(match step {
+        Step::MakeFolder { folder } => vec![Op::MakeDir { path: folder.clone() }],
+        Step::DropFolder { folder } => vec![Op::RemoveDirIfEmpty { path: folder.clone() }],
+        Step::Link { link, target } => {
+            vec![Op::Symlink { target: target.clone(), link: link.clone() }, folder(link)]
+        }
+        Step::SecondName { file, name } => vec![Op::HardLink { from: file.clone(), to: name.clone() }, folder(name)],
+        Step::PutOverlay { file, backing, format, size } => {
+            put(Op::Run(qemu_img::create_overlay(&staging.name(file), backing, format, *size)), file)
+        }
+        Step::PutCopy { from, to } => {
+            put(Op::Copy { from: from.clone(), to: staging.name(to), sparse: Sparse::Holes }, to)
+        }
+        Step::Rebase { file, onto, copy } => {
+            let (name, format) = match onto {
+                Some((name, format)) => (Some(name.as_path()), format.as_str()),
+                None => (None, "raw"),
+            };
+            vec![Op::Run(qemu_img::rebase(file, name, format, *copy)), Op::Sync { path: file.clone() }]
+        }
+        Step::Remove { file } => vec![Op::Remove { path: file.clone(), tree: false, must_exist: true }, folder(file)],
+        Step::Mark { marker, names } => {
+            let content = Secret::new(format!("{}\n", names.display()));
+            vec![Op::Write { path: marker.clone(), content, mode: 0o644 }, folder(marker)]
+        }
+        Step::LiveSnapshot { .. } | Step::BlockPull { .. } | Step::BlockCommit { .. } => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn say(phases: &[Phase]) -> Vec<String> {
+        let me = Owner::me().expect("proc").tag();
+        let words =
+            |ops: &[Op]| ops.iter().map(|op| op.to_string().replace(&me, "OWNER")).collect::<Vec<_>>().join("; ");
+        let one = |phase: &Phase| match phase {
+            Phase::Files(files) => format!("{} | {}", words(&files.ops), words(&files.undo)),
+            Phase::Domain(step) => step.to_string(),
+        };
+        phases.iter().map(one).collect()
+    }
+
+    fn staging() -> Staging {
+        Staging::of(&Names::own("/ds/0/7/disk.0".into())).expect("proc")
+    }
+
+    #[test]
+    fn a_plan_is_one_script_that_can_be_taken_back() {
+        let (disk, layer) = (PathBuf::from("/ds/0/7/disk.0"), PathBuf::from("/ds/0/7/disk.0.snap/1"));
+        let mut plan = Plan::default();
+        let overlay =
+            Step::PutOverlay { file: layer.clone(), backing: "disk.0.snap/0".into(), format: "qcow2", size: 512 };
+        plan.push_with(overlay, Step::Remove { file: layer });
+        let back = Step::Link { link: disk.clone(), target: "disk.0.snap/0".into() };
+        plan.push_with(Step::Link { link: disk, target: "disk.0.snap/1".into() }, back);
+        assert_eq!(
+            say(&phases(&plan, &staging())),
+            [
+                "qemu-img create -q -u -f qcow2 -F qcow2 -b disk.0.snap/0 /ds/0/7/.onestore/OWNER.disk.0.snap.1.part 512; \
+              fsync /ds/0/7/.onestore/OWNER.disk.0.snap.1.part; \
+              rename /ds/0/7/.onestore/OWNER.disk.0.snap.1.part /ds/0/7/disk.0.snap/1; fsync /ds/0/7/disk.0.snap; \
+              ln -sfn disk.0.snap/1 /ds/0/7/disk.0; fsync /ds/0/7 | \
+              ln -sfn disk.0.snap/0 /ds/0/7/disk.0; fsync /ds/0/7; rm -f /ds/0/7/disk.0.snap/1; \
+              rm -f /ds/0/7/.onestore/OWNER.disk.0.snap.1.part"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_plain_disk_is_replaced_only_after_it_has_a_second_name() {
+        let (disk, layer) = (PathBuf::from("/ds/0/7/disk.0"), PathBuf::from("/ds/0/7/disk.0.snap/0"));
+        let mut plan = Plan::default();
+        plan.push(Step::SecondName { file: disk.clone(), name: layer });
+        let link = |to: &str| Step::Link { link: disk.clone(), target: to.into() };
+        plan.push_with(link("disk.0.snap/1"), link("disk.0.snap/0"));
+        let said = say(&phases(&plan, &staging()));
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].ends_with("| "), "{said:?}");
+    }
+
+    #[test]
+    fn the_domain_acts_between_scripts() {
+        let file = PathBuf::from("/ds/0/7/disk.0.snap/2");
+        let mut plan = Plan::default();
+        plan.push(Step::BlockPull { base: None, keep_relative: true });
+        plan.push(Step::Remove { file });
+        let said = say(&phases(&plan, &staging()));
+        assert_eq!(said[0], "Have the domain pull its whole chain into its current file");
+        assert_eq!(said[1], "rm /ds/0/7/disk.0.snap/2; fsync /ds/0/7/disk.0.snap | ");
+    }
+}
