@@ -8,5 +8,5 @@
 pub mod read;
 pub mod steps;
 
-pub use read::{Query, read};
-pub use steps::{Phase, Staging, phases};
+pub use read::{Query, Reading, read};
+pub use steps::{Files, Phase, Staging, phases};

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use crate::exec::op::{FileKind, Op, READ_LIMIT, Stat, Value};
+use crate::exec::staging;
 use crate::image::chain::{Entry, Facts, Header, Inode, Kind, Names, Style};
 use crate::image::{self, Inspection, Prefix, ReadAt, ReadError, qcow2};
 use crate::location::normalize;
@@ -40,15 +41,27 @@ pub struct Query {
 /// Asks a host; answers one value per operation.
 pub type Ask<'a> = dyn FnMut(Vec<Op>) -> Result<Vec<Value>> + 'a;
 
+/// What was read.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// The facts.
+    pub facts: Facts,
+    /// Names in the folder of staging files, for [`super::Staging::prepare`].
+    pub staged: Vec<OsString>,
+}
+
 /// Reads the chain of one disk.
 ///
 /// # Errors
 /// What the host answers. A chain that is broken is none.
-pub fn read(query: &Query, ask: &mut Ask<'_>) -> Result<Facts> {
+pub fn read(query: &Query, ask: &mut Ask<'_>) -> Result<Reading> {
     let folder = query.names.folder();
     let home = query.names.disk.parent().unwrap_or(Path::new("/")).to_owned();
-    let first = ask(vec![Op::List { path: folder.clone() }, Op::List { path: home.clone() }])?;
-    let [list, beside] = first.as_slice() else { bail!("{} cannot be listed", folder.display()) };
+    let staging = staging::dir(query.names.origin.parent().unwrap_or(Path::new("/")));
+    let list = |path: &Path| Op::List { path: path.to_owned() };
+    let first = ask(vec![list(&folder), list(&home), list(&staging)])?;
+    let [list, beside, staged] = first.as_slice() else { bail!("{} cannot be listed", folder.display()) };
+    let staged = names(staged).unwrap_or_default();
     let (names, beside) = (names(list), names(beside).unwrap_or_default());
     if names.as_ref().is_some_and(|names| names.len() > MOST_FILES) {
         bail!("{} holds more than {MOST_FILES} files, it is no folder of snapshots", folder.display());
@@ -68,7 +81,7 @@ pub fn read(query: &Query, ask: &mut Ask<'_>) -> Result<Facts> {
     let take = |path: &Path| entries.get(path).cloned().unwrap_or_default();
     let in_folder =
         |names: Vec<OsString>| names.into_iter().map(|name| (name.clone(), take(&folder.join(name)))).collect();
-    Ok(Facts {
+    let facts = Facts {
         names: query.names.clone(),
         style: query.style,
         disk: take(&query.names.disk),
@@ -76,7 +89,8 @@ pub fn read(query: &Query, ask: &mut Ask<'_>) -> Result<Facts> {
         folder: names.map(in_folder),
         others: seen.others,
         outside: seen.outside,
-    })
+    };
+    Ok(Reading { facts, staged })
 }
 
 fn names(value: &Value) -> Option<Vec<OsString>> {
@@ -244,7 +258,7 @@ fn ask_the_rest(
         }
     }
     let is_far = |path: &&PathBuf| {
-        path.parent() != Some(folder) && !entries.contains_key(*path) && !seen.outside.contains_key(*path)
+        !path.starts_with(folder) && !entries.contains_key(*path) && !seen.outside.contains_key(*path)
     };
     let far: Vec<PathBuf> = backing.iter().filter(is_far).cloned().collect();
     if tables.is_empty() && far.is_empty() {
