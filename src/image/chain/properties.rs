@@ -168,7 +168,8 @@ impl Model {
                     killed.current = done.current.clone();
                 }
                 killed.check_content(besides);
-                let ends = if self.world.domain.is_some() { &[false, true][..] } else { &[false] };
+                // Switched off as well, except where the disk's link was behind the domain before: then nobody could tell.
+                let ends = if self.leads_to_domain() { &[false, true][..] } else { &[false] };
                 for off in ends {
                     let mut again = killed.clone();
                     if *off {
@@ -178,6 +179,12 @@ impl Model {
                 }
             }
         }
+    }
+
+    /// Whether a domain runs and the disk is a link to the file that it writes to.
+    fn leads_to_domain(&self) -> bool {
+        let top = self.world.domain.as_ref().map(|domain| domain.open[0].1);
+        top.is_some() && self.world.inode(&self.world.names.disk) == top
     }
 
     fn repeat(mut self, operation: Operation) {
@@ -250,9 +257,8 @@ impl Model {
                 self.operate(Operation::Delete(k), after);
             }
             Act::Power if self.world.domain.is_some() => {
-                // Only with the link where the domain is: what a domain wrote to a layer that nobody pointed to is refused.
-                let top = self.world.domain.as_ref().map(|domain| domain.open[0].1);
-                if self.world.inode(&self.world.names.disk) == top {
+                // What a domain wrote to a layer that the disk does not lead to is refused.
+                if self.leads_to_domain() {
                     self.world.domain = None;
                 }
             }
