@@ -9,6 +9,7 @@
 //! - `ln`, `mv`, `cpds`: persistent disks, moves between datastores, saving as an image.
 //! - `migrate`: `premigrate`, `postmigrate`.
 //! - `mixed`: `ln.ssh`, `mvds.ssh`.
+//! - `snapshot`: `snap_create`, `snap_revert`, `snap_delete` and their `.ssh` variants.
 //! - `monitor`: space and disk sizes.
 //! - `mounts`, `image`: the first look at a host: mounts, image, place of the disk.
 
@@ -21,6 +22,7 @@ mod mixed;
 mod monitor;
 mod mounts;
 mod mv;
+mod snapshot;
 
 use anyhow::Result;
 
@@ -55,9 +57,15 @@ pub static DRIVER: Driver = Driver {
         Entry { name: "monitor", serve: Serve::Datastore(monitor::monitor) },
         own("cpds", cpds::cpds),
         own("cpds.ssh", cpds::cpds_ssh),
+        own("snap_create", snapshot::create),
+        own("snap_create.ssh", snapshot::create_ssh),
+        own("snap_revert", snapshot::revert),
+        own("snap_revert.ssh", snapshot::revert_ssh),
+        own("snap_delete", snapshot::delete),
+        own("snap_delete.ssh", snapshot::delete_ssh),
     ],
     left: &["prebackup", "prebackup_live", "postbackup", "postbackup_live", "restore"],
-    // Until the snapshot actions are here.
+    // Until the live snapshot actions are here.
     complete: false,
 };
 

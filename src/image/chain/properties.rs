@@ -106,7 +106,14 @@ impl Model {
     fn check_tidy(&self) {
         self.check_content(None);
         let (world, chain) = (&self.world, self.world.chain());
-        let findings: Vec<_> = chain.findings().map(ToString::to_string).collect();
+        // A deletion that was given up after the file had gone leaves the marker to its own repetition.
+        let given_up = |finding: &Finding| match finding {
+            Finding::DanglingCurrent { marker, .. } => {
+                self.dying.iter().any(|id| marker.ends_with(format!("{id}.current")))
+            }
+            _ => false,
+        };
+        let findings: Vec<_> = chain.findings().filter(|finding| !given_up(finding)).map(ToString::to_string).collect();
         assert!(findings.is_empty(), "{findings:?}\n{}", self.tree());
         let known = |id: &u32| self.snapshots.contains_key(id) || self.stray.contains(id) || self.dying.contains(id);
         for node in chain.layers().keys().filter(|node| **node != Node::Origin) {
@@ -120,7 +127,8 @@ impl Model {
             let (id, kind) = name.split_once('.').expect("a marker");
             assert!(known(&id.parse().expect("a number")), "{name} is left over\n{}", self.tree());
             assert!(kind == "current" || !self.dying.is_empty(), "{name} is left over\n{}", self.tree());
-            assert!(world.inode(names).is_some(), "{name} names {}", names.display());
+            let given_up = id.parse().is_ok_and(|id| self.dying.contains(&id));
+            assert!(given_up || world.inode(names).is_some(), "{name} names {}", names.display());
         }
         let manner = chain.manner();
         for image in world.images.values().filter_map(|image| image.backing.as_ref()) {
