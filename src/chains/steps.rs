@@ -2,13 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use crate::exec::cmd::Secret;
-use crate::exec::host::Host;
 use crate::exec::op::{Op, Sparse};
 use crate::exec::staging::{self, Owner};
-use crate::exec::step::Step as Run;
 use crate::image::chain::{Names, Plan, Planned, Step};
 use crate::tool::qemu_img;
 
@@ -63,27 +60,67 @@ impl Staging {
 #[derive(Debug)]
 pub enum Phase {
     /// By one script on the host.
-    Files(Box<Files>),
+    Files(Files),
     /// By the running domain.
     Domain(Step),
 }
 
-/// A script, what takes it back, and what it does.
-#[derive(Clone, Debug)]
+/// One script on the host.
+#[derive(Clone, Debug, Default)]
 pub struct Files {
-    /// The sentences, in order.
-    pub what: Vec<String>,
-    /// The operations.
-    pub ops: Vec<Op>,
-    /// What takes them back, after any part of them.
-    pub undo: Vec<Op>,
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug)]
+struct Part {
+    what: String,
+    ops: Vec<Op>,
+    undo: Vec<Op>,
+    scratch: Option<Op>,
 }
 
 impl Files {
-    /// As a step of an executor.
+    /// What it does, as one sentence.
     #[must_use]
-    pub fn on(self, host: &Arc<dyn Host>, failure: &str) -> Run {
-        Run::new(host, self.what.join(", then "), self.ops).undo(self.undo).or_say(failure)
+    pub fn what(&self) -> String {
+        let mut parts = self.parts.iter().map(|part| part.what.as_str());
+        let mut text = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let mut rest = part.chars();
+            text.push_str(", then ");
+            text.extend(rest.next().into_iter().flat_map(char::to_lowercase));
+            text.push_str(rest.as_str());
+        }
+        text
+    }
+
+    /// The operations.
+    #[must_use]
+    pub fn ops(&self) -> Vec<Op> {
+        self.parts.iter().flat_map(|part| part.ops.iter().cloned()).collect()
+    }
+
+    /// What removes its staging files.
+    #[must_use]
+    pub fn scratch(&self) -> Vec<Op> {
+        self.parts.iter().rev().filter_map(|part| part.scratch.clone()).collect()
+    }
+
+    /// What takes back the first `done` operations and the one after them, which may have been done in part.
+    ///
+    /// Not what was never reached: another action may have come in between and done it.
+    #[must_use]
+    pub fn undo(&self, done: usize) -> Vec<Op> {
+        let mut begins = 0;
+        let mut reached = Vec::new();
+        for part in &self.parts {
+            if begins > done {
+                break;
+            }
+            reached.push(part);
+            begins += part.ops.len();
+        }
+        reached.into_iter().rev().flat_map(|part| part.undo.iter().cloned()).collect()
     }
 }
 
@@ -91,38 +128,37 @@ impl Files {
 #[must_use]
 pub fn phases(plan: &Plan, staging: &Staging) -> Vec<Phase> {
     let mut phases = Vec::new();
-    let mut files = Files { what: Vec::new(), ops: Vec::new(), undo: Vec::new() };
+    let mut files = Files::default();
     let mut secured = true;
     for planned in &plan.steps {
         let ops = ops(&planned.step, staging);
         // What takes back the link of a disk that was a file must not run before the file has its second name for sure.
         let ends = ops.is_none() || (!secured && matches!(planned.step, Step::Link { .. }));
-        if ends && !files.ops.is_empty() {
-            let done = std::mem::replace(&mut files, Files { what: Vec::new(), ops: Vec::new(), undo: Vec::new() });
-            phases.push(Phase::Files(Box::new(done)));
+        if ends && !files.parts.is_empty() {
+            phases.push(Phase::Files(std::mem::take(&mut files)));
             secured = true;
         }
         match ops {
             None => phases.push(Phase::Domain(planned.step.clone())),
-            Some(ops) => add(&mut files, planned, ops, staging),
+            Some(ops) => files.parts.push(part(planned, ops, staging)),
         }
         secured &= !matches!(planned.step, Step::SecondName { .. });
     }
-    if !files.ops.is_empty() {
-        phases.push(Phase::Files(Box::new(files)));
+    if !files.parts.is_empty() {
+        phases.push(Phase::Files(files));
     }
     phases
 }
 
-fn add(files: &mut Files, planned: &Planned, ops: Vec<Op>, staging: &Staging) {
-    files.what.push(planned.step.to_string());
-    files.ops.extend(ops);
-    let mut undo: Vec<Op> = planned.undo.iter().flat_map(|step| take_back(step, staging)).collect();
-    if let Step::PutOverlay { file, .. } | Step::PutCopy { to: file, .. } = &planned.step {
-        undo.push(Op::Remove { path: staging.name(file), tree: false, must_exist: false });
-    }
-    undo.append(&mut files.undo);
-    files.undo = undo;
+fn part(planned: &Planned, ops: Vec<Op>, staging: &Staging) -> Part {
+    let scratch = match &planned.step {
+        Step::PutOverlay { file, .. } | Step::PutCopy { to: file, .. } => {
+            Some(Op::Remove { path: staging.name(file), tree: false, must_exist: false })
+        }
+        _ => None,
+    };
+    let undo = planned.undo.iter().flat_map(|step| take_back(step, staging)).collect();
+    Part { what: planned.step.to_string(), ops, undo, scratch }
 }
 
 /// An undo tolerates that there is nothing to take back.
@@ -178,7 +214,10 @@ mod tests {
         let words =
             |ops: &[Op]| ops.iter().map(|op| op.to_string().replace(&me, "OWNER")).collect::<Vec<_>>().join("; ");
         let one = |phase: &Phase| match phase {
-            Phase::Files(files) => format!("{} | {}", words(&files.ops), words(&files.undo)),
+            Phase::Files(files) => {
+                let all = files.ops();
+                format!("{} | {}", words(&all), words(&files.undo(all.len())))
+            }
             Phase::Domain(step) => step.to_string(),
         };
         phases.iter().map(one).collect()

@@ -160,7 +160,7 @@ impl Disk {
         let mut ops = staging.prepare(staged);
         for phase in chains::phases(plan, &staging) {
             match phase {
-                Phase::Files(files) => ops.extend(files.ops),
+                Phase::Files(files) => ops.extend(files.ops()),
                 Phase::Domain(step) => panic!("no domain is there: {step}"),
             }
         }

@@ -4,14 +4,16 @@
 //! it; `docs/chains.md` has the table. Killed anywhere, the same action completes it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::chains::{self, Phase, Query, Staging};
+use crate::chains::{self, Files, Phase, Query, Staging};
 use crate::context::Cx;
 use crate::driver::common::args::{Disk, lock_of};
 use crate::driver::common::disk::{Target, record};
 use crate::driver::{Reply, TmRequest, misuse};
+use crate::exec::host::{Host, ScriptError};
 use crate::exec::op::Op;
 use crate::exec::step::Step;
 use crate::image::chain::{Chain, Manner, Names, Plan, Refusal, Style};
@@ -124,19 +126,52 @@ fn run(cx: &Cx<'_>, request: &TmRequest, layout: Layout, act: Act) -> Result<Rep
     }
     for phase in chains::phases(&plan, &staging) {
         let Phase::Files(files) = phase else { bail!("{failure}: it needs the VM to run") };
-        let mut ops = vec![Op::Lock { name: lock_of(id, &disk.name()), wait_seconds: LOCK_WAIT }];
-        ops.extend(staging.prepare(&reading.staged));
+        let lock = Op::Lock { name: lock_of(id, &disk.name()), wait_seconds: LOCK_WAIT };
+        let mut before = vec![lock.clone()];
+        before.extend(staging.prepare(&reading.staged));
         if query.names.origin != query.names.disk {
             // First: a digest that outlives what it was made of makes a replica take old data for current.
             let digest = with_suffix(&query.names.origin, ".md5sum");
-            ops.push(Op::Remove { path: digest, tree: false, must_exist: false });
+            before.push(Op::Remove { path: digest, tree: false, must_exist: false });
         }
-        ops.extend(files.ops);
-        ops.extend(staging.leave());
-        let step = Step::new(host, files.what.join(", then "), ops).undo(files.undo.into_iter().chain(staging.leave()));
-        cx.apply(step.or_say(&failure))?;
+        let script = Script { host, failure: &failure, lock, before, files: &files, leave: staging.leave() };
+        script.run(cx)?;
     }
     Ok(Reply::Nothing)
+}
+
+/// One script of a plan.
+struct Script<'a> {
+    host: &'a Arc<dyn Host>,
+    failure: &'a str,
+    lock: Op,
+    before: Vec<Op>,
+    files: &'a Files,
+    leave: [Op; 2],
+}
+
+impl Script<'_> {
+    /// Runs it. Taken back is what it has done and nothing else: where it did not get the lock, another action is at work.
+    fn run(self, cx: &Cx<'_>) -> Result<()> {
+        let begin = self.before.len();
+        let whole = self.files.ops();
+        let done = whole.len();
+        let ops = self.before.into_iter().chain(whole).chain(self.leave.clone());
+        let scratch = self.files.scratch().into_iter().chain(self.leave);
+        let what = self.files.what();
+        let step = Step::new(self.host, &what, ops).undo(scratch).or_say(self.failure);
+        let applied = cx.apply(step);
+        let failed_at = |error: &anyhow::Error| error.downcast_ref::<ScriptError>()?.failure.as_ref()?.index;
+        let reached = match &applied {
+            Ok(_) => Some(done),
+            Err(error) => failed_at(error).and_then(|at| at.checked_sub(begin)),
+        };
+        let undo = reached.map(|reached| self.files.undo(reached)).unwrap_or_default();
+        if !undo.is_empty() {
+            cx.on_failure(Step::new(self.host, what, []).undo([self.lock].into_iter().chain(undo)));
+        }
+        applied.map(drop)
+    }
 }
 
 /// Which chain it is, by what oned knows of the disk.
