@@ -243,10 +243,17 @@ mod tests {
               fsync /ds/0/7/.onestore/OWNER.disk.0.snap.1.part; \
               rename /ds/0/7/.onestore/OWNER.disk.0.snap.1.part /ds/0/7/disk.0.snap/1; fsync /ds/0/7/disk.0.snap; \
               ln -sfn disk.0.snap/1 /ds/0/7/disk.0; fsync /ds/0/7 | \
-              ln -sfn disk.0.snap/0 /ds/0/7/disk.0; fsync /ds/0/7; rm -f /ds/0/7/disk.0.snap/1; \
-              rm -f /ds/0/7/.onestore/OWNER.disk.0.snap.1.part"
+              ln -sfn disk.0.snap/0 /ds/0/7/disk.0; fsync /ds/0/7; rm -f /ds/0/7/disk.0.snap/1"
             ]
         );
+        let phases = phases(&plan, &staging());
+        let [Phase::Files(files)] = phases.as_slice() else { panic!("one script") };
+        let said =
+            "Make the empty layer /ds/0/7/disk.0.snap/1 on disk.0.snap/0, then point /ds/0/7/disk.0 to disk.0.snap/1";
+        assert_eq!(files.what(), said);
+        assert_eq!(files.scratch().len(), 1);
+        // Failed before the link: another action's link is not touched.
+        assert_eq!([0, 3, 4, 6].map(|done| files.undo(done).len()), [1, 1, 3, 3]);
     }
 
     #[test]
