@@ -13,9 +13,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 
-use crate::action::{Action, Kind};
+use crate::action::{Action, Kind, Stdin};
 use crate::context::{Cx, Hosts, Parts};
-use crate::driver::{Driver, Entry, Reply, Request, Serve};
+use crate::driver::{Driver, Entry, Reply, Request, Serve, TmRequest};
 use crate::exec::control::{Cancel, Control};
 use crate::exec::host::local::Local;
 use crate::exec::host::policy::{Policy, Remote};
@@ -147,23 +147,38 @@ impl<'a> Job<'a> {
             Serve::Datastore(serve) => {
                 self.check_arguments()?;
                 let request = self.request()?;
-                let env = |name: &str| std::env::var_os(name);
-                let layout = Layout::new(env, self.call.remotes.as_deref());
-                let settings = Settings::load(&layout, &self.call.mad, env)?;
-                let hosts = RealHosts::new(log)?;
-                let cx = Cx::new(Parts {
-                    layout: &layout,
-                    settings: &settings,
-                    log,
-                    control: control.clone(),
-                    hosts: &hosts,
-                    executor,
-                    connect: &connect,
-                    name: &new_name,
-                });
-                serve(&cx, &request).map(|reply: Reply| reply.to_string())
+                self.with_context(control, executor, log, |cx| serve(cx, &request))
+            }
+            Serve::Tm(serve) => {
+                self.check_arguments()?;
+                let request = self.tm_request()?;
+                self.with_context(control, executor, log, |cx| serve(cx, &request))
             }
         }
+    }
+
+    fn with_context(
+        &self,
+        control: &Control,
+        executor: &dyn Executor,
+        log: &Log,
+        serve: impl FnOnce(&Cx<'_>) -> Result<Reply>,
+    ) -> Result<String> {
+        let env = |name: &str| std::env::var_os(name);
+        let layout = Layout::new(env, self.call.remotes.as_deref());
+        let settings = Settings::load(&layout, &self.call.mad, env)?;
+        let hosts = RealHosts::new(log)?;
+        let cx = Cx::new(Parts {
+            layout: &layout,
+            settings: &settings,
+            log,
+            control: control.clone(),
+            hosts: &hosts,
+            executor,
+            connect: &connect,
+            name: &new_name,
+        });
+        serve(&cx).map(|reply| reply.to_string())
     }
 
     fn check_arguments(&self) -> Result<()> {
@@ -187,12 +202,22 @@ impl<'a> Job<'a> {
             let name = self.action.args.first().unwrap_or(&"the first argument");
             Misuse(format!("{} of {} is not a number: {:?}", name, self.call, word.to_string_lossy()))
         })?;
+        let data = payload::parse(&self.document()?).map_err(|e| Misuse(chain_text(&e)))?;
+        Ok(Request { id, data })
+    }
+
+    fn tm_request(&self) -> Result<TmRequest> {
+        // What has no document on standard input has an empty pipe there, or a person's terminal: nobody reads it.
+        let vm = if self.action.stdin == Stdin::Vm { Some(self.document()?) } else { None };
+        Ok(TmRequest { mad: self.call.mad.clone(), action: self.action.name, args: self.call.args.clone(), vm })
+    }
+
+    /// The XML on standard input.
+    fn document(&self) -> Result<String> {
         if io::stdin().is_terminal() {
             return Err(Misuse(format!("{} reads {} on standard input", self.call, self.action.stdin.word())).into());
         }
-        let document = payload::read(io::stdin().lock(), payload::DEFAULT_LIMIT);
-        let data = document.and_then(|xml| payload::parse(&xml)).map_err(|e| Misuse(chain_text(&e)))?;
-        Ok(Request { id, data })
+        Ok(payload::read(io::stdin().lock(), payload::DEFAULT_LIMIT).map_err(|e| Misuse(chain_text(&e)))?)
     }
 }
 

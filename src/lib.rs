@@ -14,6 +14,7 @@
 //! - [`payload`]: standard input as typed values.
 //! - [`oned`]: asking oned for objects.
 //! - [`settings`], [`location`], [`report`]: configuration files, folders, oned's dialect on stdout and stderr.
+//! - [`chains`]: snapshot chains on a host: read, planned by [`image::chain`], done as steps.
 //! - [`transfer`]: what a user named as a checked stream: sources, decoders, digests.
 //! - [`image`]: what image headers say, judged before any program opens the image.
 //! - [`tool`]: one file per external program: commands as data.
@@ -21,6 +22,7 @@
 
 pub mod action;
 pub mod actions_page;
+pub mod chains;
 pub mod cli;
 pub mod context;
 pub mod dispatch;

@@ -337,7 +337,8 @@ fn moving_goes_to_other_file_systems_and_renaming_does_not() {
             },
             None,
         );
-        outcome.failed(0, &OpErrorKind::Other, text);
+        let kind = if rename { OpErrorKind::OtherFileSystem } else { OpErrorKind::Other };
+        outcome.failed(0, &kind, text);
     }
 }
 

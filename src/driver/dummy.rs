@@ -23,6 +23,7 @@ pub static DATASTORE: Driver = Driver {
         fixed("snap_flatten", ""),
         fixed("restore", "0 dummy_image\n"),
     ],
+    left: &[],
     complete: true,
 };
 
@@ -52,6 +53,7 @@ pub static TM: Driver = Driver {
         fixed("restore", ""),
         fixed("monitor", "USED_MB=1429920\nFREE_MB=3333260\nTOTAL_MB=4796800\n"),
     ],
+    left: &[],
     complete: true,
 };
 

@@ -14,12 +14,15 @@ use crate::context::Cx;
 use crate::payload::{ActionData, FieldError};
 use crate::report::Misuse;
 
+mod common;
 pub mod dummy;
 pub mod fs;
-pub mod live;
+pub mod qcow2;
+
+pub use common::live;
 
 /// Every storage family, in the order in which tables show them.
-pub static DRIVERS: &[&Driver] = &[&fs::DRIVER, &dummy::DATASTORE, &dummy::TM];
+pub static DRIVERS: &[&Driver] = &[&fs::DRIVER, &qcow2::DRIVER, &dummy::DATASTORE, &dummy::TM];
 
 /// Programs that others call by their path beside the drivers: no action, no request.
 pub static PROGRAMS: &[Program] = &[Program {
@@ -63,7 +66,9 @@ pub struct Driver {
     pub about: &'static str,
     /// The entries it serves, which is to say the links that are made for it.
     pub entries: &'static [Entry],
-    /// Whether it serves every entry that upstream has. A family that is not complete is never switched over.
+    /// Entries that stay upstream's scripts also when the family is complete: they go on working beside ours.
+    pub left: &'static [&'static str],
+    /// Whether it serves every other entry that upstream has. A family that is not complete is never switched over.
     pub complete: bool,
 }
 
@@ -81,6 +86,8 @@ pub struct Entry {
 pub enum Serve {
     /// Reads the `DS_DRIVER_ACTION_DATA` document and does something.
     Datastore(fn(&Cx<'_>, &Request) -> Result<Reply>),
+    /// Takes a transfer manager's arguments and does something.
+    Tm(fn(&Cx<'_>, &TmRequest) -> Result<Reply>),
     /// Answers this, whatever it is asked; standard input is read and ignored.
     Fixed(&'static str),
     /// Says `<action>: Operation not supported` and fails.
@@ -98,7 +105,7 @@ impl Serve {
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
-            Self::Datastore(_) => "own",
+            Self::Datastore(_) | Self::Tm(_) => "own",
             Self::Fixed("") => "no-op",
             Self::Fixed(_) => "fixed answer",
             Self::NotSupported => "not supported",
@@ -113,6 +120,19 @@ pub struct Request {
     pub id: u32,
     /// The document.
     pub data: ActionData,
+}
+
+/// A request to a transfer manager: how it was called and with what.
+#[derive(Debug)]
+pub struct TmRequest {
+    /// The name it was called by (`shared`).
+    pub mad: String,
+    /// The action, without suffix.
+    pub action: &'static str,
+    /// The arguments; their number is right.
+    pub args: Vec<std::ffi::OsString>,
+    /// The VM as XML, for the actions that get it on standard input.
+    pub vm: Option<String>,
 }
 
 /// An error of the payload is a call that was wrong in itself.
@@ -245,7 +265,8 @@ mod tests {
         let table = table.split("pub static DRIVERS").nth(1).and_then(|t| t.split(';').next()).expect("the table");
         for entry in std::fs::read_dir(here).expect("the folder") {
             let name = entry.expect("an entry").path().file_stem().expect("a name").to_string_lossy().into_owned();
-            if name != "mod" {
+            // What several families share is none.
+            if name != "mod" && name != "common" {
                 assert!(table.contains(&format!("&{name}::")), "{name} is not in DRIVERS");
             }
         }

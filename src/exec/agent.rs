@@ -20,7 +20,7 @@ use super::error::{OpError, OpErrorKind};
 use super::host::wire::{CUT_OFF, DONE, Incoming, MARK_LEN, OTHER_VERSION, VERSION};
 use super::interpret::{self, Input, Io};
 use super::op::{FileKind, Op, Script, Value};
-use super::posix::{BESIDES, END};
+use super::posix::{BESIDES, END, tree_text};
 use super::process::Programs;
 
 /// Longest first line: two numbers and a mark.
@@ -144,6 +144,7 @@ fn encode(script: &Script, values: &[Value]) -> Vec<u8> {
             }
             Value::Number(number) => format!(":{number}"),
             Value::Bytes(bytes) => BASE64.encode(bytes),
+            Value::Tree(nodes) => BASE64.encode(tree_text(nodes)),
             Value::Names(names) => {
                 let list: Vec<u8> = names.iter().flat_map(|name| [name.as_bytes(), b"\0"].concat()).collect();
                 BASE64.encode(list)
@@ -214,6 +215,9 @@ mod tests {
             Op::List { path: dir.path().to_owned() },
             Op::Read { path: at("it's\n"), offset: 0, len: 9 },
             Op::TreeSize { path: dir.path().to_owned() },
+            Op::Tree { path: dir.path().to_owned(), depth: 1 },
+            Op::Head { path: at("it's\n"), len: 1 },
+            Op::Head { path: at("none"), len: 1 },
             Op::Md5 { path: at("it's\n") },
             Op::Run(Cmd::new("printf").arg("\\0\\377")),
             Op::MakeDir { path: at("a/b") },

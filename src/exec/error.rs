@@ -35,6 +35,8 @@ pub enum OpErrorKind {
     NoSpace,
     /// Permission denied, or a read-only file system.
     Denied,
+    /// A name cannot be given in another file system.
+    OtherFileSystem,
     /// A signal or the deadline came.
     Stopped(Stopped),
     /// An external program failed.
@@ -91,6 +93,7 @@ impl OpError {
         let kind = match error.kind() {
             io::ErrorKind::NotFound => OpErrorKind::NotFound,
             io::ErrorKind::AlreadyExists => OpErrorKind::Exists,
+            io::ErrorKind::CrossesDevices => OpErrorKind::OtherFileSystem,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OpErrorKind::NoSpace,
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => OpErrorKind::Denied,
             _ => kind_of(&cause),
@@ -132,6 +135,7 @@ fn kind_of(cause: &str) -> OpErrorKind {
     match cause {
         "No such file or directory" | "Not a directory" => OpErrorKind::NotFound,
         "File exists" => OpErrorKind::Exists,
+        "Invalid cross-device link" => OpErrorKind::OtherFileSystem,
         "No space left on device" | "Disk quota exceeded" => OpErrorKind::NoSpace,
         "Permission denied" | "Operation not permitted" | "Read-only file system" => OpErrorKind::Denied,
         FORBIDDEN => OpErrorKind::Forbidden,
@@ -147,7 +151,10 @@ pub fn cannot(op: &Op) -> String {
         Op::Stat { path, .. } => format!("Cannot look at {}", w(path)),
         Op::ReadLink { path } => format!("Cannot read the link {}", w(path)),
         Op::List { path } => format!("Cannot list {}", w(path)),
-        Op::Read { path, .. } | Op::Send { path } | Op::SendAllowed { path, .. } => format!("Cannot read {}", w(path)),
+        Op::Read { path, .. } | Op::Head { path, .. } | Op::Send { path } | Op::SendAllowed { path, .. } => {
+            format!("Cannot read {}", w(path))
+        }
+        Op::Tree { path, .. } => format!("Cannot look through {}", w(path)),
         Op::Space { path } => format!("Cannot get the space of {}", w(path)),
         Op::TreeSize { path } => format!("Cannot get the size of {}", w(path)),
         Op::Md5 { path } => format!("Cannot get the MD5 digest of {}", w(path)),
@@ -198,7 +205,9 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
         Op::Symlink { target, .. } if target.as_os_str().is_empty() || target.as_os_str().as_bytes().contains(&0) => {
             say("the link's text is empty or holds a NUL byte");
         }
-        Op::Read { len, .. } if *len > READ_LIMIT => say("more bytes asked for than one operation answers"),
+        Op::Read { len, .. } | Op::Head { len, .. } if *len > READ_LIMIT => {
+            say("more bytes asked for than one operation answers");
+        }
         Op::Receive { .. } if before.iter().any(|op| matches!(op, Op::Receive { .. })) => {
             say("the script receives twice");
         }

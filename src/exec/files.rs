@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, RenameFlags, Timespec, Ti
 use rustix::io::Errno;
 
 use super::control::Control;
-use super::op::{FileKind, READ_LIMIT, Space, Sparse, Stat};
+use super::op::{FileKind, Node, READ_LIMIT, Space, Sparse, Stat};
 use super::staging;
 use crate::exec::copy;
 
@@ -98,6 +98,70 @@ pub fn read(path: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {
     }
     bytes.truncate(filled);
     Ok(bytes)
+}
+
+pub fn head(path: &Path, len: u64) -> io::Result<Option<Vec<u8>>> {
+    absent(read(path, 0, len))
+}
+
+/// See [`super::op::Op::Tree`]. By descriptors: a path of its own for each of many thousands would cost more than the rest.
+pub fn tree(top: &Path, depth: u32, control: &Control) -> io::Result<Option<Vec<Node>>> {
+    let Some(stat) = absent(rustix::fs::stat(top).map_err(Into::into))? else { return Ok(None) };
+    let mut nodes = vec![node(PathBuf::new(), &stat, None)];
+    if nodes[0].kind == FileKind::Dir && depth > 0 {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Some(fd) = absent(rustix::fs::open(top, flags, Mode::empty()).map_err(Into::into))? else {
+            return Ok(None);
+        };
+        below(&fd, Path::new(""), depth, control, &mut nodes)?;
+    }
+    nodes.sort_by(|a, b| a.path.as_os_str().cmp(b.path.as_os_str()));
+    Ok(Some(nodes))
+}
+
+fn below(dir: &OwnedFd, at: &Path, depth: u32, control: &Control, nodes: &mut Vec<Node>) -> io::Result<()> {
+    control.check().map_err(io::Error::other)?;
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let path = at.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        let link = match FileKind::of_mode(stat.st_mode) {
+            FileKind::Link => match rustix::fs::readlinkat(dir, name, Vec::new()) {
+                Ok(text) => Some(PathBuf::from(OsString::from_vec(text.into_bytes()))),
+                Err(Errno::NOENT) => continue,
+                Err(error) => return Err(error.into()),
+            },
+            _ => None,
+        };
+        nodes.push(node(path.clone(), &stat, link));
+        if depth > 1 && FileKind::of_mode(stat.st_mode) == FileKind::Dir {
+            match open_dir(dir.as_fd(), name, &stat) {
+                Ok(inner) => below(&inner, &path, depth - 1, control, nodes)?,
+                Err(error) if is_absent(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn node(path: PathBuf, stat: &rustix::fs::Stat, link: Option<PathBuf>) -> Node {
+    let count = |number: i64| u64::try_from(number).unwrap_or(0);
+    Node {
+        path,
+        kind: FileKind::of_mode(stat.st_mode),
+        size: count(stat.st_size),
+        allocated: count(stat.st_blocks).saturating_mul(512),
+        link,
+    }
 }
 
 pub fn space(path: &Path) -> io::Result<Space> {

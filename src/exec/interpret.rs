@@ -142,7 +142,9 @@ fn apply(op: &Op, fences: &Fences<'_>, io: &mut Io<'_>, control: &Control) -> io
     match fence::reach_all(op, fences) {
         Ok((op, _held)) => at_place(&op, io, control),
         Err(error) if files::is_absent(&error) => match op {
-            Op::Stat { .. } | Op::ReadLink { .. } | Op::List { .. } => Ok(Value::Absent),
+            Op::Stat { .. } | Op::ReadLink { .. } | Op::List { .. } | Op::Head { .. } | Op::Tree { .. } => {
+                Ok(Value::Absent)
+            }
             Op::Remove { must_exist: false, .. } | Op::RemoveDirIfEmpty { .. } => Ok(Value::Done),
             _ => Err(error),
         },
@@ -173,6 +175,8 @@ fn at_place(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::ReadLink { path } => return Ok(files::read_link(path)?.map_or(Value::Absent, Value::Bytes)),
         Op::List { path } => return Ok(files::list(path)?.map_or(Value::Absent, Value::Names)),
         Op::Read { path, offset, len } => return files::read(path, *offset, *len).map(Value::Bytes),
+        Op::Head { path, len } => return Ok(files::head(path, *len)?.map_or(Value::Absent, Value::Bytes)),
+        Op::Tree { path, depth } => return Ok(files::tree(path, *depth, control)?.map_or(Value::Absent, Value::Tree)),
         Op::Space { path } => return files::space(path).map(Value::Space),
         Op::TreeSize { path } => return files::tree_size(path, control).map(Value::Number),
         Op::Md5 { path } => return files::md5(path, control).map(Value::Bytes),

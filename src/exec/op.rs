@@ -48,6 +48,24 @@ pub enum Op {
         /// Number of bytes; at most [`READ_LIMIT`].
         len: u64,
     },
+    /// The first `len` bytes of a file, fewer where it is shorter: [`Value::Bytes`], or [`Value::Absent`] where there is
+    /// nothing. So what may not be there yet is looked at and read in one go.
+    Head {
+        /// The file; links are followed.
+        #[serde(with = "path")]
+        path: PathBuf,
+        /// Number of bytes; at most [`READ_LIMIT`].
+        len: u64,
+    },
+    /// What lies below a directory, itself first, down to `depth` levels: [`Value::Tree`], or [`Value::Absent`]. `path`
+    /// itself is followed where it is a link, links below it are not. What vanishes meanwhile is left out.
+    Tree {
+        /// The directory, or a single file.
+        #[serde(with = "path")]
+        path: PathBuf,
+        /// Levels below it; 0 means itself alone.
+        depth: u32,
+    },
     /// Space of the file system that holds `path`: [`Value::Space`], as `df -P` counts it.
     Space {
         /// Any existing path on the file system.
@@ -299,6 +317,21 @@ pub struct Stat {
     pub ino: u64,
 }
 
+/// One thing in the answer to [`Op::Tree`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Where it is, seen from the directory that was asked about; empty for that itself.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: FileKind,
+    /// Apparent size in bytes.
+    pub size: u64,
+    /// Bytes that it occupies.
+    pub allocated: u64,
+    /// Text of a symbolic link.
+    pub link: Option<PathBuf>,
+}
+
 /// Answer to [`Op::Space`], in MiB rounded as `df -B1M -P` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -327,6 +360,8 @@ pub enum Value {
     Bytes(Vec<u8>),
     /// Names in a directory.
     Names(Vec<OsString>),
+    /// See [`Op::Tree`], in the order of paths.
+    Tree(Vec<Node>),
     /// The step was explained, not run: nobody knows.
     Unknown,
 }
@@ -412,6 +447,8 @@ impl Op {
             Self::Stat { path, follow: true }
             | Self::List { path }
             | Self::Read { path, .. }
+            | Self::Head { path, .. }
+            | Self::Tree { path, .. }
             | Self::Space { path }
             | Self::Md5 { path }
             | Self::PunchHoles { path }
@@ -454,6 +491,8 @@ impl Op {
                 | Self::ReadLink { .. }
                 | Self::List { .. }
                 | Self::Read { .. }
+                | Self::Head { .. }
+                | Self::Tree { .. }
                 | Self::Space { .. }
                 | Self::TreeSize { .. }
                 | Self::Md5 { .. }
@@ -472,6 +511,8 @@ impl fmt::Display for Op {
             Self::Read { path, offset, len } => {
                 write!(f, "read {len} bytes at {offset} of {}", w(path))
             }
+            Self::Head { path, len } => write!(f, "head -c {len} {}", w(path)),
+            Self::Tree { path, depth } => write!(f, "find {} -maxdepth {depth}", w(path)),
             Self::Space { path } => write!(f, "df {}", w(path)),
             Self::TreeSize { path } => write!(f, "du -sb {}", w(path)),
             Self::Md5 { path } => write!(f, "md5sum {}", w(path)),

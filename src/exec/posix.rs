@@ -26,7 +26,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
 use super::guard;
-use super::op::{FileKind, Op, Role, Script, Space, Sparse, Stat, Value};
+use super::op::{FileKind, Node, Op, Role, Script, Space, Sparse, Stat, Value};
 use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
 use super::source::{FORBIDDEN, HOME, PathPolicy};
 use super::staging;
@@ -257,6 +257,17 @@ fn question(op: &Op) -> String {
         ),
         Op::Read { path, offset, len } => format!(
             "os_cap dd if={} bs=65536 iflag=skip_bytes,count_bytes,fullblock skip={offset} count={len} status=none; os_ok 0",
+            q(path)
+        ),
+        Op::Head { path, len } => format!(
+            "if os_there {0} -L; then [ -d {0} ] && os_die ': Is a directory'\n\
+             os_cap head -c {len} -- {0}; os_ok 0; else os_say -; fi",
+            q(path)
+        ),
+        // `-H` follows the starting point alone. A name that vanishes between being read and being looked at is no failure.
+        Op::Tree { path, depth } => format!(
+            "if os_there {0} -L; then\n\
+             os_cap find -H {0} -ignore_readdir_race -maxdepth {depth} -printf '%y %s %b %P\\0%l\\0'; os_ok 0; else os_say -; fi",
             q(path)
         ),
         Op::Space { path } => format!("os_cap df -B1M --output=size,used,avail -- {}; os_ok 0", q(path)),
@@ -506,7 +517,9 @@ fn answers(op: &Op) -> bool {
 
 fn value(op: &Op, payload: &[u8]) -> Option<Value> {
     if payload == b"-" {
-        return matches!(op, Op::Stat { .. } | Op::ReadLink { .. } | Op::List { .. }).then_some(Value::Absent);
+        let may_be =
+            matches!(op, Op::Stat { .. } | Op::ReadLink { .. } | Op::List { .. } | Op::Head { .. } | Op::Tree { .. });
+        return may_be.then_some(Value::Absent);
     }
     if let Some(text) = payload.strip_prefix(b":") {
         let text = std::str::from_utf8(text).ok()?;
@@ -528,7 +541,8 @@ fn value(op: &Op, payload: &[u8]) -> Option<Value> {
             let digest = bytes.strip_prefix(b"\\").unwrap_or(&bytes).get(..32)?;
             digest.iter().all(u8::is_ascii_hexdigit).then(|| Value::Bytes(digest.to_vec()))
         }
-        Op::ReadLink { .. } | Op::Read { .. } | Op::Run(_) => Some(Value::Bytes(bytes)),
+        Op::Tree { .. } => tree(&bytes).map(Value::Tree),
+        Op::ReadLink { .. } | Op::Read { .. } | Op::Head { .. } | Op::Run(_) => Some(Value::Bytes(bytes)),
         _ => None,
     }
 }
@@ -539,6 +553,55 @@ fn stat(text: &str) -> Option<Stat> {
     let mode = u32::from_str_radix(fields.next()?, 16).ok()?;
     let mut number = || fields.next()?.parse().ok();
     Some(Stat { kind: FileKind::of_mode(mode), size: number()?, mode: mode & 0o7777, dev: number()?, ino: number()? })
+}
+
+/// The nodes of [`Op::Tree`]: type, size, blocks of 512 bytes and path, a NUL, text of a link, a NUL.
+fn tree(bytes: &[u8]) -> Option<Vec<Node>> {
+    let mut nodes = Vec::new();
+    let mut fields = bytes.strip_suffix(b"\0")?.split(|byte| *byte == 0);
+    while let Some(line) = fields.next() {
+        let link = fields.next()?;
+        let mut words = line.splitn(4, |byte| *byte == b' ');
+        let kind = match words.next()? {
+            b"f" => FileKind::File,
+            b"d" => FileKind::Dir,
+            b"l" => FileKind::Link,
+            b"b" => FileKind::Block,
+            _ => FileKind::Other,
+        };
+        let mut number = || std::str::from_utf8(words.next()?).ok()?.parse::<u64>().ok();
+        let (size, blocks) = (number()?, number()?);
+        let path = |bytes: &[u8]| std::path::PathBuf::from(OsString::from_vec(bytes.to_vec()));
+        nodes.push(Node {
+            path: path(words.next()?),
+            kind,
+            size,
+            allocated: blocks.saturating_mul(512),
+            link: (kind == FileKind::Link).then(|| path(link)),
+        });
+    }
+    nodes.sort_by(|a, b| a.path.as_os_str().cmp(b.path.as_os_str()));
+    Some(nodes)
+}
+
+/// The same as `find` prints it.
+pub(super) fn tree_text(nodes: &[Node]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for node in nodes {
+        let kind = match node.kind {
+            FileKind::File => 'f',
+            FileKind::Dir => 'd',
+            FileKind::Link => 'l',
+            FileKind::Block => 'b',
+            FileKind::Other => 'U',
+        };
+        out.extend_from_slice(format!("{kind} {} {} ", node.size, node.allocated / 512).as_bytes());
+        out.extend_from_slice(node.path.as_os_str().as_bytes());
+        out.push(0);
+        out.extend_from_slice(node.link.as_deref().map_or(&[][..], |link| link.as_os_str().as_bytes()));
+        out.push(0);
+    }
+    out
 }
 
 /// Size, used and available in the second line of `df`; `-` is what a file system does not know.

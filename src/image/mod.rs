@@ -9,6 +9,7 @@
 //!
 //! - [`source`]: where bytes come from: a prefix of a stream, a file, a block device.
 //! - [`verdict`]: what is found: [`Inspection`], [`Verdict`], [`Reason`].
+//! - [`chain`]: the files of one disk with its snapshots, and every snapshot operation as a plan.
 //! - one module per format: [`raw`], [`qcow2`], [`qcow`], [`qed`], [`vmdk`], [`vpc`], [`vhdx`], [`vdi`], [`luks`],
 //!   [`parallels`], [`foreign`].
 //!
@@ -24,6 +25,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+pub mod chain;
 pub mod foreign;
 pub mod luks;
 pub mod parallels;

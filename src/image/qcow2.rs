@@ -28,6 +28,17 @@ const MAX_BITMAP_DIRECTORY: u64 = 64 << 20;
 /// Longest backing file name, in bytes.
 const MAX_BACKING: u32 = 1023;
 
+/// Where the L1 table of a qcow2 image lies and how long it is, in bytes, by the image's first bytes; `None` where these
+/// are no qcow2 header. A table of zeroes maps nothing: the image holds no data of its own.
+#[must_use]
+pub fn l1_table(head: &[u8]) -> Option<(u64, u64)> {
+    if head.len() < 72 || !head.starts_with(&MAGIC) {
+        return None;
+    }
+    let fields = Fields(head.get(..72)?.to_vec());
+    matches!(fields.be32(4), 2 | 3).then(|| (fields.be64(40), u64::from(fields.be32(36)) * 8))
+}
+
 struct Header {
     fields: Fields,
     version: u32,

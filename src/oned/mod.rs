@@ -6,6 +6,8 @@
 //! - [`dir`]: a directory of XML files, for running actions by hand and in tests, without oned.
 //! - [`cli`]: OpenNebula's commands, the last resort where the API cannot be reached from here.
 //!
+//! [`monitord`] is the other way round: it is told something.
+//!
 //! # Policy
 //!
 //! `ONESTORE_ONED` set to `dir:PATH`, an `http(s)://` URL or `cli` decides alone. Otherwise the API at `ONE_XMLRPC` is
@@ -23,6 +25,7 @@ use crate::payload::{self, Datastore, DatastorePool, Host, HostPool, Image, Vm};
 pub mod cli;
 pub mod dir;
 mod error;
+pub mod monitord;
 mod reply;
 pub mod xmlrpc;
 

@@ -49,6 +49,111 @@ pub fn create_overlay(path: &Path, backing: &Path, backing_format: Format<'_>, b
         .limits(Limits { cpu_seconds: Some(METADATA_CPU), address_space: Some(ADDRESS_SPACE), ..Limits::default() })
 }
 
+/// The same with the operator's options.
+#[must_use]
+pub fn create_overlay_with(
+    path: &Path,
+    backing: &Path,
+    backing_format: Format<'_>,
+    bytes: u64,
+    options: &CreateOptions,
+) -> Cmd {
+    let mut cmd = create_overlay(path, backing, backing_format, bytes);
+    // Before the names: an option is told from them by its place.
+    for (name, value) in &options.0 {
+        cmd.args.insert(2, format!("{name}={value}").into());
+        cmd.args.insert(2, "-o".into());
+    }
+    cmd
+}
+
+/// Options of `qemu-img create` for new qcow2 files: `QCOW2_OPTIONS`, the operator's setting (`-o compat=0.10`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CreateOptions(Vec<(String, String)>);
+
+/// Options that an operator may set; those that name files, formats or keys are not among them.
+const SETTABLE: &[&str] = &[
+    "cluster_size",
+    "compat",
+    "compression_type",
+    "extended_l2",
+    "lazy_refcounts",
+    "nocow",
+    "preallocation",
+    "refcount_bits",
+];
+
+/// A setting that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Bad QCOW2_OPTIONS {text:?}: expected -o NAME=VALUE[,NAME=VALUE], with NAME one of {}", SETTABLE.join(" "))]
+pub struct BadOptions {
+    text: String,
+}
+
+impl CreateOptions {
+    /// Reads `-o NAME=VALUE[,NAME=VALUE]…`; nothing for an empty text.
+    ///
+    /// # Errors
+    /// [`BadOptions`] for anything else.
+    pub fn parse(text: &str) -> Result<Self, BadOptions> {
+        let bad = || BadOptions { text: text.to_owned() };
+        let mut found = Vec::new();
+        let mut words = text.split_whitespace();
+        while let Some(word) = words.next() {
+            let list = match word.strip_prefix("-o") {
+                Some("") => words.next().ok_or_else(bad)?,
+                Some(list) => list,
+                None => return Err(bad()),
+            };
+            for option in list.split(',') {
+                let (name, value) = option.split_once('=').ok_or_else(bad)?;
+                let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+                if !SETTABLE.contains(&name) || value.is_empty() || !value.chars().all(plain) {
+                    return Err(bad());
+                }
+                found.push((name.to_owned(), value.to_owned()));
+            }
+        }
+        Ok(Self(found))
+    }
+}
+
+/// What becomes of the room that a disk gains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// It is not allocated.
+    Sparse,
+    /// It is allocated at once.
+    Allocate,
+}
+
+/// `qemu-img resize -f FORMAT PATH SIZE`: enlarges a disk to `mib` MiB; qemu-img refuses to make it smaller.
+#[must_use]
+pub fn resize(path: &Path, format: Format<'_>, mib: u64, growth: Growth) -> Cmd {
+    let cmd = Cmd::new("qemu-img").args(["resize", "-q", "-f", format]);
+    let cmd = match growth {
+        Growth::Sparse => cmd,
+        Growth::Allocate => cmd.arg("--preallocation=falloc"),
+    };
+    cmd.arg(path).arg(format!("{mib}M")).limits(Limits {
+        cpu_seconds: Some(DATA_CPU),
+        address_space: Some(ADDRESS_SPACE),
+        ..Limits::default()
+    })
+}
+
+/// The format that a disk is given to qemu-img as, by what oned calls it: raw unless it is one that qemu-img can enlarge.
+#[must_use]
+pub fn written(format: Option<&str>) -> &'static str {
+    match format {
+        Some("qcow2") => "qcow2",
+        Some("vdi") => "vdi",
+        Some("qed") => "qed",
+        Some("vhdx") => "vhdx",
+        _ => "raw",
+    }
+}
+
 /// `qemu-img convert -f FROM -O TO`: a copy in another format, or a chain flattened into one file.
 ///
 /// `largest` bounds the file written, in bytes: what the source's header announces, so that no image can grow past it.
@@ -98,6 +203,38 @@ pub fn largest(virtual_size: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_operators_options_are_options_and_nothing_else() {
+        let parse = CreateOptions::parse;
+        let two = parse("-o compat=0.10 -ocluster_size=2M,lazy_refcounts=on").expect("options");
+        let overlay = create_overlay_with(Path::new("/s/2"), Path::new("/s/1"), "raw", 512, &two).to_string();
+        assert!(
+            overlay.starts_with("qemu-img create -q -o lazy_refcounts=on -o cluster_size=2M -o compat=0.10 -u"),
+            "{overlay}"
+        );
+        assert_eq!(parse(""), Ok(CreateOptions::default()));
+        for bad in [
+            "compat=0.10",
+            "-o",
+            "-o compat",
+            "-o backing_file=/etc/passwd",
+            "-o data_file=x",
+            "-o compat=$(id)",
+            "-b x",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_disk_grows() {
+        assert_eq!(resize(Path::new("/d"), "raw", 8, Growth::Sparse).to_string(), "qemu-img resize -q -f raw /d 8M");
+        assert_eq!(
+            resize(Path::new("/d"), "qcow2", 8, Growth::Allocate).to_string(),
+            "qemu-img resize -q -f qcow2 --preallocation=falloc /d 8M"
+        );
+    }
 
     #[test]
     fn every_format_is_named() {

@@ -43,6 +43,8 @@ fn operation() -> impl Strategy<Value = Op> {
         place().prop_map(|path| Op::ReadLink { path }),
         place().prop_map(|path| Op::List { path }),
         (place(), 0..20_u64, 0..20_u64).prop_map(|(path, offset, len)| Op::Read { path, offset, len }),
+        (place(), 0..20_u64).prop_map(|(path, len)| Op::Head { path, len }),
+        (place(), 0..3_u32).prop_map(|(path, depth)| Op::Tree { path, depth }),
         place().prop_map(|path| Op::TreeSize { path }),
         place().prop_map(|path| Op::Md5 { path }),
         place().prop_map(|path| Op::MakeDir { path }),
@@ -72,6 +74,8 @@ fn rooted(op: &Op, root: &Path) -> Op {
         | Op::ReadLink { path }
         | Op::List { path }
         | Op::Read { path, .. }
+        | Op::Head { path, .. }
+        | Op::Tree { path, .. }
         | Op::TreeSize { path }
         | Op::Md5 { path }
         | Op::MakeDir { path }

@@ -1,9 +1,9 @@
 //! Runs a script both ways on copies of a tree, and makes what came of it comparable.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Cursor, Read, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -107,6 +107,16 @@ pub fn normal(values: Vec<Value>, root: &Path) -> Vec<Value> {
             Value::Stat(stat)
         }
         Value::Bytes(bytes) => Value::Bytes(without_root(&bytes, root)),
+        Value::Tree(mut nodes) => {
+            for node in &mut nodes {
+                node.size = if node.kind == FileKind::Dir { 0 } else { node.size };
+                node.allocated = 0;
+            }
+            for link in nodes.iter_mut().filter_map(|node| node.link.as_mut()) {
+                *link = PathBuf::from(OsString::from_vec(without_root(link.as_os_str().as_bytes(), root)));
+            }
+            Value::Tree(nodes)
+        }
         Value::Names(mut names) => {
             names.sort();
             Value::Names(names)

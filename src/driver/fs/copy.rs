@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::layers::{Layer, Layers, data_format};
-use super::nfs;
-use super::place::{NewImage, Place, bridges_on, in_turn, reach};
+use super::place::{NewImage, Place};
 use super::register::{conversion, sparse_of};
 use crate::context::Cx;
+use crate::driver::common::bridges::{bridges_on, in_turn, reach};
+use crate::driver::common::layers::{Layer, Layers, data_format};
+use crate::driver::common::nfs;
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::host::Host;
 use crate::exec::op::{Op, Sparse};
@@ -31,7 +32,7 @@ pub fn clone(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let datastore = &request.data.datastore;
     let text = image.path.required().map_err(misuse)?;
     let place = Place::open(cx, datastore, request.id)?;
-    nfs::mount(cx, &place, datastore)?;
+    nfs::mount(cx, &place, &place.in_host(), datastore)?;
     let source = Source::find(cx, request, &place, Path::new(text))?;
     let new = place.new_image(cx, request.id);
     let failure = match &source.bridge {

@@ -10,16 +10,10 @@
 //! - `copy`: `clone`.
 //! - `remove`: `rm`.
 //! - `report`: `monitor` and `export`, which change nothing.
-//! - `judge`: a file where it lies, before a program opens it.
-//! - `layers`: the snapshot layers of an image as they lie on the disk.
 //! - `snapshot`: `snap_delete`, `snap_revert`, `snap_flatten`.
-//! - `nfs`: datastores that are mounted on demand.
 
 mod copy;
 mod create;
-mod judge;
-mod layers;
-mod nfs;
 mod place;
 mod register;
 mod remove;
@@ -49,6 +43,7 @@ pub static DRIVER: Driver = Driver {
         own("snap_revert", snapshot::revert),
         own("snap_flatten", snapshot::flatten),
     ],
+    left: &[],
     complete: true,
 };
 

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 
 use crate::context::Cx;
+use crate::driver::common::bridges::{bridges_on, in_turn, reach};
+use crate::driver::common::folder::Folder;
 use crate::driver::misuse;
 use crate::exec::fence::Fenced;
-use crate::exec::host::{ErrorKind, Host};
+use crate::exec::host::Host;
 use crate::exec::op::{Op, Value};
 use crate::exec::staging::{self, Owner};
 use crate::exec::step::{Feed, Step};
@@ -20,19 +22,22 @@ use crate::report::Misuse;
 
 /// A datastore's directory on the machine that handles it.
 pub struct Place {
-    /// The front-end, or the bridge that was chosen.
-    pub host: Arc<dyn Host>,
+    /// `BASE_PATH`, normalised, on the front-end or the bridge that was chosen.
+    folder: Folder,
     /// Name of the bridge, if there is one.
     pub bridge: Option<String>,
-    /// `BASE_PATH`, normalised.
-    pub base: PathBuf,
     /// `BASE_PATH` as oned has it (`/var/lib/one//datastores/1`): SOURCE repeats it to the letter.
     text: String,
     /// `STAGING_DIR`, where a bridge's streams land first, if the operator set one.
     pub landing: Option<PathBuf>,
-    /// What clears away the staging files of runs that died.
-    clear: Vec<Op>,
-    owner: Owner,
+}
+
+impl std::ops::Deref for Place {
+    type Target = Folder;
+
+    fn deref(&self) -> &Folder {
+        &self.folder
+    }
 }
 
 impl Place {
@@ -57,10 +62,9 @@ impl Place {
                 Value::Names(names) => staging::clear(folder, &names, &owner),
                 _ => Vec::new(),
             });
-            let clear = clear.collect();
-            let (base, text, landing, owner) = (base.clone(), text.clone(), landing.clone(), owner.clone());
             let host: Arc<dyn Host> = Arc::new(Fenced::new(host, folders.clone()));
-            Self { host, bridge, base, text, landing, clear, owner }
+            let folder = Folder::new(host, base.clone(), clear.collect(), owner.clone());
+            Self { folder, bridge, text: text.clone(), landing: landing.clone() }
         };
         if bridges.is_empty() {
             let here = cx.here();
@@ -94,40 +98,9 @@ impl Place {
         }
     }
 
-    /// Where the data of the file `name` of this place is written first.
-    pub fn staging(&self, name: &str) -> PathBuf {
-        staging::staging_path(&self.base, &self.owner, name.as_ref())
-    }
-
     /// Where a stream for the file `name` lands first in `folder`, an operator's `STAGING_DIR`.
     pub fn landing(&self, folder: &Path, name: &OsStr) -> PathBuf {
-        staging::staging_path(folder, &self.owner, name)
-    }
-
-    /// What every change begins with: the directories, and the end of what killed runs left.
-    pub fn prepare(&self) -> Vec<Op> {
-        let mut ops = vec![
-            Op::MakeDir { path: self.base.clone() },
-            Op::Claim { path: staging::claim_path(&self.base, &self.owner) },
-        ];
-        ops.extend(self.clear.iter().cloned());
-        ops
-    }
-
-    /// A step of this place that writes the staging file `staging`, which goes again when anything fails.
-    pub fn staging_step(&self, what: impl Into<String>, staging: &Path, ops: impl IntoIterator<Item = Op>) -> Step {
-        let remove = Op::Remove { path: staging.to_owned(), tree: false, must_exist: false };
-        Step::new(&self.host, what, ops).undo([remove].into_iter().chain(self.leave()))
-    }
-
-    /// A step that begins with [`Place::prepare`] and writes no staging file: the claim goes again when anything fails.
-    pub fn prepared_step(&self, what: impl Into<String>, ops: impl IntoIterator<Item = Op>) -> Step {
-        Step::new(&self.host, what, ops).undo(self.leave())
-    }
-
-    /// Gives the staging directory up.
-    fn leave(&self) -> [Op; 2] {
-        staging::leave(&self.base, &self.owner)
+        staging::staging_path(folder, self.owner(), name)
     }
 
     /// Gives a finished new image its name. The staging name goes when the reply is delivered.
@@ -145,7 +118,7 @@ impl Place {
         let remove = Op::Remove { path: new.path.clone(), tree: false, must_exist: false };
         cx.on_failure(Step::new(&self.host, what, []).undo([remove]));
 
-        let retire = staging::retire(&self.base, &self.owner, &new.staging, self.bridge.is_some());
+        let retire = staging::retire(&self.base, self.owner(), &new.staging, self.bridge.is_some());
         let what = "Once the reply is delivered, drop the staging name";
         cx.after(Step::new(&self.host, what, retire).or_say(failure));
         Ok(())
@@ -170,9 +143,9 @@ impl Place {
     /// # Errors
     /// What the step says.
     pub fn drop_tree(&self, cx: &Cx<'_>, path: &Path, failure: &str) -> Result<()> {
-        let away = self.staging(&path.file_name().unwrap_or_default().to_string_lossy());
+        let away = self.staging(path.file_name().unwrap_or_default());
         let ops = [
-            Op::Claim { path: staging::claim_path(&self.base, &self.owner) },
+            Op::Claim { path: staging::claim_path(&self.base, self.owner()) },
             Op::Rename { from: path.to_owned(), to: away.clone() },
             Op::Remove { path: away, tree: true, must_exist: false },
         ];
@@ -180,11 +153,6 @@ impl Place {
         // What is gone stays gone, but a run that is cancelled afterwards gives its claim up.
         cx.apply(Step::new(&self.host, what, ops).undo(self.leave()).or_say(failure).whole())?;
         Ok(())
-    }
-
-    /// Leaves the staging folder when all is done.
-    pub fn tidy(&self, cx: &Cx<'_>) {
-        cx.after(Step::new(&self.host, "Leave the staging folder", self.leave()).best_effort());
     }
 
     /// The files of an existing image of this place.
@@ -211,68 +179,4 @@ pub struct NewImage {
     pub path: PathBuf,
     /// SOURCE for oned.
     pub source: String,
-}
-
-/// The first of the hosts that can be reached, and what it answered to the first questions.
-///
-/// # Errors
-/// None can be reached, or one that can does not answer.
-pub fn reach(
-    cx: &Cx<'_>,
-    names: Vec<&str>,
-    questions: &dyn Fn() -> Vec<Op>,
-) -> Result<(Arc<dyn Host>, String, Vec<Value>)> {
-    let mut unreachable = None;
-    for name in names {
-        let host = cx.host(name)?;
-        match cx.query(&host, questions()) {
-            Ok(answers) => return Ok((host, name.to_owned(), answers)),
-            Err(e) if e.kind == ErrorKind::Unreachable => {
-                cx.warn(format!("Bridge {name} is left out: {e}"));
-                unreachable.get_or_insert(e);
-            }
-            Err(e) => return Err(e.into()),
-        }
-    }
-    match unreachable {
-        Some(first) => Err(anyhow::Error::new(first).context("No host of BRIDGE_LIST can be reached")),
-        None => bail!("BRIDGE_LIST is empty"),
-    }
-}
-
-/// The bridges that oned does not hold for off, in error or disabled. When oned cannot be asked, all of them.
-pub fn bridges_on<'b>(cx: &Cx<'_>, bridges: &[&'b str]) -> Result<Vec<&'b str>> {
-    let pool = match cx.oned().host_pool() {
-        Ok(pool) => pool,
-        Err(e) => {
-            cx.warn(format!("Cannot tell which bridges are off, all are taken: {e}"));
-            return Ok(bridges.to_vec());
-        }
-    };
-    let usable = |name: &str| {
-        pool.hosts.iter().find(|h| h.name.trimmed() == Some(name)).is_none_or(crate::payload::Host::is_usable)
-    };
-    let on: Vec<&str> = bridges.iter().copied().filter(|name| usable(name)).collect();
-    if on.is_empty() {
-        bail!("All hosts from 'BRIDGE_LIST' are offline, error or disabled");
-    }
-    Ok(on)
-}
-
-/// The list, beginning with the one that `id` falls on.
-pub fn in_turn(mut list: Vec<&str>, id: u32) -> Vec<&str> {
-    let length = list.len().max(1);
-    list.rotate_left(usize::try_from(id).unwrap_or_default() % length);
-    list
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_id_chooses_the_bridge_and_the_others_follow() {
-        assert_eq!(in_turn(vec!["a", "b", "c"], 4), ["b", "c", "a"]);
-        assert!(in_turn(vec![], 4).is_empty());
-    }
 }

@@ -11,11 +11,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use quick_xml::escape::escape;
 
-use super::judge;
-use super::layers::data_format;
-use super::nfs;
 use super::place::{NewImage, Place};
 use crate::context::Cx;
+use crate::driver::common::judge;
+use crate::driver::common::layers::data_format;
+use crate::driver::common::nfs;
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::cmd::Secret;
 use crate::exec::op::{FileKind, Op, Sparse, Value};
@@ -70,7 +70,7 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let sparse = sparse_of(datastore);
 
     // What is done.
-    nfs::mount(cx, &place, datastore)?;
+    nfs::mount(cx, &place, &place.in_host(), datastore)?;
     let first = if target.is_some() { place.staging("import") } else { new.staging.clone() };
     receive(cx, &place, incoming, &Landing { path: &first, sparse, shown: &shown, failure: &failure })?;
     if !files {

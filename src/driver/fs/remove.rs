@@ -5,9 +5,9 @@
 
 use anyhow::{Result, bail};
 
-use super::nfs::{self, Mount};
 use super::place::Place;
 use crate::context::Cx;
+use crate::driver::common::nfs::{self, Mount};
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::op::Op;
 use crate::exec::step::Step;
@@ -19,7 +19,7 @@ pub fn rm(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let source = image.source.required().map_err(misuse)?;
     let place = Place::open(cx, &request.data.datastore, request.id)?;
     let files = place.image(source)?;
-    let mount = nfs::mount(cx, &place, &request.data.datastore)?;
+    let mount = nfs::mount(cx, &place, &place.in_host(), &request.data.datastore)?;
 
     // What is decided.
     let failure = format!("Error deleting {source}{}", place.in_host());

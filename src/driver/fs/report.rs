@@ -4,9 +4,9 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::layers::Layers;
 use super::place::Place;
 use crate::context::Cx;
+use crate::driver::common::layers::Layers;
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::op::{Op, Space, Value};
 use crate::exec::step::Step;

@@ -6,9 +6,9 @@
 
 use anyhow::{Context as _, Result, bail};
 
-use super::layers::{Layer, Layers};
 use super::place::Place;
 use crate::context::Cx;
+use crate::driver::common::layers::{Layer, Layers};
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::op::{Op, Sparse};
 use crate::exec::step::Step;
@@ -45,7 +45,7 @@ impl Target {
 
     fn staging(&self) -> std::path::PathBuf {
         let name = self.source.rsplit('/').next().unwrap_or_default();
-        self.place.staging(&format!("{name}.{}", self.id))
+        self.place.staging(format!("{name}.{}", self.id))
     }
 }
 

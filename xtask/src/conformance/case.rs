@@ -51,6 +51,7 @@ impl Case {
         self.calls.iter().any(|call| {
             let lists = call.datastore.get("BRIDGE_LIST").into_iter().chain(call.extra.get("SOURCE_BRIDGE_LIST"));
             lists.into_iter().any(|list| list.contains("bridge"))
+                || call.argv.iter().flatten().any(|word| word.contains("bridge"))
                 || call.image.values().any(|value| value.starts_with("ssh://"))
         })
     }
@@ -348,8 +349,28 @@ pub fn load(dir: &Path, family: Option<&str>) -> Result<Vec<Case>> {
                 cases.extend(read().with_context(|| format!("Cannot read the cases in {}", file.display()))?);
             }
         }
+        let objects = objects(&entry.join("oned"))?;
+        for case in cases.iter_mut().filter(|case| case.family == name) {
+            for (path, text) in &objects {
+                case.oned.entry(path.clone()).or_insert_with(|| text.clone());
+            }
+        }
     }
     Ok(cases)
+}
+
+/// The objects in `<family>/oned`, which oned's stand-in knows in every case of the family: `vm/7.xml` and its text.
+fn objects(dir: &Path) -> Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    for kind in if dir.is_dir() { sorted(dir)? } else { Vec::new() } {
+        let files = if kind.is_dir() { sorted(&kind)? } else { vec![kind] };
+        for file in files {
+            let path = file.strip_prefix(dir)?.display().to_string();
+            let text = std::fs::read_to_string(&file).with_context(|| format!("Cannot read {}", file.display()))?;
+            found.insert(path, text);
+        }
+    }
+    Ok(found)
 }
 
 fn sorted(dir: &Path) -> Result<Vec<std::path::PathBuf>> {

@@ -127,8 +127,9 @@ fn stand_in(kind: &str, oned: &Path) -> String {
         "#!/bin/sh\nlist=0 csv=0 json=0 id=\nfor word in \"$@\"; do\n  case $word in\n    list) list=1 ;;\n    \
          --csv) csv=1 ;;\n    -j|--json) json=1 ;;\n    *[!0-9]*) ;;\n    *) id=$word ;;\n  esac\ndone\ncd '{}' || exit 255\n\
          if [ $list = 0 ]; then\n  cat {kind}/\"$id\".xml 2>/dev/null || {{ echo 'Error getting {kind}' >&2; exit 255; }}\n\
-         elif [ $csv = 1 ]; then cat {kind}s.csv\nelif [ $json = 1 ]; then echo '{{}}'\nelse cat {kind}pool.xml\nfi\n",
-        oned.display()
+         elif [ $csv = 1 ]; then cat {kind}s.csv\nelif [ $json = 1 ]; then echo '{{\"{item}_POOL\":{{\"{item}\":[]}}}}'\nelse cat {kind}pool.xml\nfi\n",
+        oned.display(),
+        item = kind.to_uppercase(),
     )
 }
 
@@ -170,6 +171,7 @@ fn environment(root: &Path, tree: &Tree) -> Vec<(String, String)> {
         ("TMPDIR", at("tmp")),
         ("SSH", at("bin/ssh")),
         ("ONESTORE_ONED", format!("dir:{}", at("oned"))),
+        ("ONESTORE_LOCK_DIR", at("bin/locks")),
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))

@@ -42,9 +42,10 @@ impl Sshd {
         let name = |file: &str| at(file).display().to_string();
         let server = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\n\
-             UsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
+             UsePAM no\nSetEnv ONESTORE_LOCK_DIR={}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
             name("host"),
-            name("authorized")
+            name("authorized"),
+            name("locks")
         );
         fs::write(at("sshd_config"), server)?;
         let host_key = fs::read_to_string(at("host.pub"))?;

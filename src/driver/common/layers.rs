@@ -21,7 +21,7 @@ use crate::location::ImageFiles;
 use crate::location::normalize;
 
 /// Bytes of a file's beginning that hold every header: one cluster of the usual size.
-const HEAD: u64 = 64 << 10;
+pub const HEAD: u64 = 64 << 10;
 
 /// One file of an image.
 #[derive(Clone, Debug)]
@@ -232,6 +232,23 @@ impl Layers {
         Ok(found)
     }
 
+    /// The numbered layers that stand on another one: number, path of that, and its format as QEMU has it.
+    ///
+    /// # Errors
+    /// A chain that leads outside; excluded by [`Layers::read`].
+    pub fn numbered(&self) -> Result<Vec<(u32, PathBuf, &'static str)>> {
+        let mut found = Vec::new();
+        for (id, one) in self.snapshots.iter().filter(|(_, one)| one.link.is_none()) {
+            if let Some(below) = self.below(one)? {
+                // The image itself stands among the layers as the link to it.
+                let link = self.snapshots.values().find(|layer| layer.link.as_ref() == Some(&below.path));
+                let path = link.map_or(&below.path, |link| &link.path);
+                found.push((*id, path.clone(), data_format(below.format)));
+            }
+        }
+        Ok(found)
+    }
+
     /// The `.current` file of snapshot `id`, if there is one.
     pub fn moved_marker(&self, id: u32) -> Option<PathBuf> {
         self.moved.contains_key(&id).then(|| current_file(&self.files, id))
@@ -254,9 +271,21 @@ fn current_file(files: &ImageFiles, id: u32) -> PathBuf {
     files.snapshots().join(format!("{id}.current"))
 }
 
+/// Judges an image that has no snapshots, by its first bytes: it stands on nothing.
+///
+/// # Errors
+/// It is unsafe, or stands on another file.
+pub fn alone(cx: &Cx<'_>, host: &Arc<dyn Host>, path: &Path, size: Option<u64>, head: Vec<u8>) -> Result<Layer> {
+    let layer = layer(cx, host, path.to_owned(), None, Value::Bytes(head), size)?;
+    match &layer.backing {
+        None => Ok(layer),
+        Some(backing) => bail!("{} refers to {}, which is not a part of it", path.display(), backing.display()),
+    }
+}
+
 /// Judges one file. A layer may stand on another one, and may hold internal snapshots; nothing else that makes an image
 /// unsafe is taken, also in a datastore: images that came in before us were not judged.
-fn layer(
+pub fn layer(
     cx: &Cx<'_>,
     host: &Arc<dyn Host>,
     path: PathBuf,

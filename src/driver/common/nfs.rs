@@ -9,16 +9,16 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::place::Place;
+use super::folder::Folder;
 use crate::context::Cx;
 use crate::exec::op::Op;
 use crate::exec::step::Step;
-use crate::payload::Datastore;
+use crate::payload::{Datastore, DatastoreTemplate};
 use crate::report::Misuse;
 use crate::tool::mount;
 
 /// Marks a datastore that we mounted.
-const MARKER: &str = ".automounted";
+pub const MARKER: &str = ".automounted";
 
 /// Whether the datastore's files can be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,13 +33,12 @@ pub enum Mount {
 ///
 /// # Errors
 /// Host or path are missing; the mount fails.
-pub fn mount(cx: &Cx<'_>, place: &Place, datastore: &Datastore) -> Result<Mount> {
+pub fn mount(cx: &Cx<'_>, place: &Folder, in_host: &str, datastore: &Datastore) -> Result<Mount> {
     let template = &datastore.template;
     if !template.nfs_auto_enable.is_yes_any_case() {
         return Ok(Mount::There);
     }
-    let need = |text: &crate::payload::Text| text.required().map(str::to_owned).map_err(|e| Misuse(e.to_string()));
-    let source = format!("{}:{}", need(&template.nfs_auto_host)?, need(&template.nfs_auto_path)?);
+    let source = export(template)?;
     unmount_unwanted(cx, place)?;
     let found = cx.ask(&place.host, Op::Run(mount::find(&source, &place.base)))?;
     if !found.text().is_empty() {
@@ -56,12 +55,21 @@ pub fn mount(cx: &Cx<'_>, place: &Place, datastore: &Datastore) -> Result<Mount>
             Op::Write { path: marker, content: crate::exec::cmd::Secret::new(""), mode: 0o644 },
         ],
     );
-    cx.apply(step.or_say(format!("Error setting up NFS mount of {source}{}", place.in_host())))?;
+    cx.apply(step.or_say(format!("Error setting up NFS mount of {source}{in_host}")))?;
     Ok(if cx.is_real() { Mount::There } else { Mount::Planned })
 }
 
+/// What is mounted: `HOST:PATH`.
+///
+/// # Errors
+/// One of them is missing.
+pub fn export(template: &DatastoreTemplate) -> Result<String> {
+    let need = |text: &crate::payload::Text| text.required().map(str::to_owned).map_err(|e| Misuse(e.to_string()));
+    Ok(format!("{}:{}", need(&template.nfs_auto_host)?, need(&template.nfs_auto_path)?))
+}
+
 /// Takes off NFS mounts below the datastores' folder that carry our mark and whose datastore no longer asks for one.
-fn unmount_unwanted(cx: &Cx<'_>, place: &Place) -> Result<()> {
+fn unmount_unwanted(cx: &Cx<'_>, place: &Folder) -> Result<()> {
     let pool = match cx.oned().datastore_pool() {
         Ok(pool) => pool,
         Err(e) => {

@@ -1,0 +1,244 @@
+//! What a transfer manager is called with: `HOST:PATH` arguments that must be places of one VM.
+//!
+//! Source: contract 01 §2, §6.2, §9. A path is compared by components: `<datastores>/<datastore>/<vm>[/disk.N]`, the VM
+//! being the one of the VM id argument. Nothing that leads elsewhere gets past here, because what comes after removes
+//! and replaces.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+
+use crate::context::Cx;
+use crate::driver::TmRequest;
+use crate::exec::host::Host;
+use crate::location::{ImageFiles, normalize, with_suffix};
+use crate::report::Misuse;
+
+impl TmRequest {
+    /// An argument, empty where there is none.
+    #[must_use]
+    pub fn arg(&self, index: usize) -> &OsStr {
+        self.args.get(index).map(AsRef::as_ref).unwrap_or_default()
+    }
+
+    /// An argument as text for people.
+    #[must_use]
+    pub fn text(&self, index: usize) -> String {
+        self.arg(index).to_string_lossy().into_owned()
+    }
+
+    /// An argument that is a number; `name` is what it counts.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn number<N: std::str::FromStr>(&self, index: usize, name: &str) -> Result<N> {
+        let number = self.arg(index).to_str().and_then(|text| text.parse().ok());
+        match number {
+            Some(number) => Ok(number),
+            None => bail!(Misuse(format!(
+                "{name} of tm/{}/{} is not a number: {:?}",
+                self.mad,
+                self.action,
+                self.text(index)
+            ))),
+        }
+    }
+
+    /// The directory or file of the VM `vm` that an argument names.
+    ///
+    /// # Errors
+    /// It names no host, or something that is not the VM's.
+    pub fn place(&self, cx: &Cx<'_>, index: usize, vm: u32) -> Result<VmPlace> {
+        VmPlace::new(cx, self.arg(index), vm)
+    }
+
+    /// The directory of the VM `vm` that an argument without a host names, on this host.
+    ///
+    /// # Errors
+    /// It is something that is not the VM's.
+    pub fn place_of(&self, cx: &Cx<'_>, host: &str, index: usize, vm: u32) -> Result<VmPlace> {
+        let mut whole = OsString::from(host);
+        whole.push(":");
+        whole.push(self.arg(index));
+        VmPlace::new(cx, &whole, vm)
+    }
+
+    /// A disk of the VM `vm`.
+    ///
+    /// # Errors
+    /// It is no disk of it.
+    pub fn disk(&self, cx: &Cx<'_>, index: usize, vm: u32) -> Result<Disk> {
+        self.place(cx, index, vm)?.disk()
+    }
+
+    /// The path of an argument `[HOST:]PATH`, normalised.
+    ///
+    /// # Errors
+    /// It is not absolute, or has `..` in it.
+    pub fn path(&self, index: usize) -> Result<PathBuf> {
+        let (_, path) = split(self.arg(index));
+        clean(path).ok_or_else(|| {
+            Misuse(format!("Bad path {:?}: it has to be absolute and without ..", self.text(index))).into()
+        })
+    }
+}
+
+/// Splits at the first colon.
+fn split(arg: &OsStr) -> (Option<&OsStr>, &OsStr) {
+    let bytes = arg.as_bytes();
+    match bytes.iter().position(|byte| *byte == b':') {
+        Some(at) => (Some(OsStr::from_bytes(&bytes[..at])), OsStr::from_bytes(&bytes[at + 1..])),
+        None => (None, arg),
+    }
+}
+
+/// The path without repeated slashes; `None` where it is not absolute or goes up.
+fn clean(path: &OsStr) -> Option<PathBuf> {
+    let path = Path::new(path);
+    let up = path.components().any(|part| part == Component::ParentDir);
+    (path.is_absolute() && !up).then(|| normalize(path))
+}
+
+/// A directory of a VM in a system datastore, or something directly in it.
+#[derive(Clone)]
+pub struct VmPlace {
+    /// The machine.
+    pub host: Arc<dyn Host>,
+    /// The argument to the letter.
+    pub text: String,
+    /// Where the datastores of the machine are.
+    pub root: PathBuf,
+    /// The system datastore.
+    pub datastore: u32,
+    /// The VM.
+    pub vm: u32,
+    /// Its directory: `<root>/<datastore>/<vm>`.
+    pub dir: PathBuf,
+    /// What in it is meant, nothing for the directory itself.
+    pub name: Option<String>,
+}
+
+impl VmPlace {
+    fn new(cx: &Cx<'_>, arg: &OsStr, vm: u32) -> Result<Self> {
+        let text = arg.to_string_lossy().into_owned();
+        let bad = || Misuse(format!("Bad place {text:?}: it has to be HOST:<datastores>/<datastore>/{vm}[/disk.N]"));
+        let (Some(host), path) = split(arg) else { bail!(bad()) };
+        let path = clean(path).ok_or_else(bad)?;
+        let is_file = |name: &str| matches!(name, "kernel" | "initrd") || disk_number(name).is_some();
+        let name = path.file_name().and_then(OsStr::to_str).filter(|name| is_file(name)).map(str::to_owned);
+        let dir = if name.is_some() { path.parent().ok_or_else(bad)? } else { &path };
+        let number = |dir: Option<&Path>| plain_number(dir?.file_name()?.to_str()?);
+        let (Some(datastore), true) = (number(dir.parent()), number(Some(dir)) == Some(vm)) else { bail!(bad()) };
+        let root = dir.parent().and_then(Path::parent).filter(|root| root.parent().is_some()).ok_or_else(bad)?;
+        let host = cx.host(host.to_str().ok_or_else(bad)?).map_err(|e| Misuse(format!("{e:#}")))?;
+        Ok(Self { host, root: root.to_owned(), datastore, vm, dir: dir.to_owned(), name, text })
+    }
+
+    /// The path that is meant.
+    pub fn path(&self) -> PathBuf {
+        self.name.as_ref().map_or_else(|| self.dir.clone(), |name| self.dir.join(name))
+    }
+
+    /// Whether a disk is meant.
+    pub fn is_disk(&self) -> bool {
+        self.name.as_deref().is_some_and(|name| disk_number(name).is_some())
+    }
+
+    /// The directory of the system datastore.
+    pub fn datastore_dir(&self) -> PathBuf {
+        self.root.join(self.datastore.to_string())
+    }
+
+    /// It as a disk.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn disk(self) -> Result<Disk> {
+        match self.name.as_deref().and_then(disk_number) {
+            Some(number) => Ok(Disk { path: self.path(), number, place: self }),
+            None => bail!(Misuse(format!(
+                "Bad disk {:?}: it has to be HOST:<datastores>/<datastore>/{}/disk.N",
+                self.text, self.vm
+            ))),
+        }
+    }
+
+    /// The files of an image as this machine sees them: below its own datastores, `<datastore>/<file>` of `source`.
+    ///
+    /// # Errors
+    /// `source` does not end like that.
+    pub fn image(&self, source: &Path) -> Result<ImageFiles> {
+        let bad =
+            || Misuse(format!("Bad image source {:?}: it has to be <datastores>/<datastore>/<file>", source.display()));
+        let base = source.parent().and_then(Path::file_name).ok_or_else(bad)?;
+        let file = source.file_name().ok_or_else(bad)?;
+        if base.to_str().and_then(plain_number).is_none() {
+            bail!(bad());
+        }
+        let base = self.root.join(base);
+        Ok(ImageFiles::new(&base, &base.join(file)).map_err(|e| Misuse(e.to_string()))?)
+    }
+}
+
+/// A disk of a VM.
+#[derive(Clone)]
+pub struct Disk {
+    /// Where it is.
+    pub place: VmPlace,
+    /// Its number.
+    pub number: u32,
+    /// `<root>/<datastore>/<vm>/disk.<number>`.
+    pub path: PathBuf,
+}
+
+impl Disk {
+    /// `disk.N.snap`: its layers.
+    pub fn snapshots(&self) -> PathBuf {
+        with_suffix(&self.path, ".snap")
+    }
+
+    /// `disk.N`.
+    pub fn name(&self) -> String {
+        format!("disk.{}", self.number)
+    }
+}
+
+/// The lock of a disk: one action at a time changes it.
+pub fn lock_of(vm: u32, name: &str) -> String {
+    format!("onestore-vm-{vm}-{name}")
+}
+
+/// N of `disk.N`.
+fn disk_number(name: &str) -> Option<u32> {
+    plain_number(name.strip_prefix("disk.")?)
+}
+
+/// A number as oned prints it: digits alone, no leading zero.
+pub fn plain_number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|number: &u32| number.to_string() == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_numbers_as_oned_prints_them_are_numbers() {
+        assert_eq!(disk_number("disk.0"), Some(0));
+        for bad in ["disk.", "disk.01", "disk.+1", "disk.-1", "disk.1.snap", "disk.99999999999", "Disk.1", "disk.1 "] {
+            assert_eq!(disk_number(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_goes_up_is_none() {
+        assert_eq!(clean(OsStr::new("/a//b/")), Some("/a/b".into()));
+        for bad in ["a/b", "", "/a/../b", ".."] {
+            assert_eq!(clean(OsStr::new(bad)), None, "{bad}");
+        }
+        assert_eq!(split(OsStr::new("h:/a:b")), (Some(OsStr::new("h")), OsStr::new("/a:b")));
+    }
+}

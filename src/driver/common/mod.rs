@@ -1,0 +1,34 @@
+//! What several storage families share, by what it is.
+//!
+//! - [`args`]: what a transfer manager is called with.
+//! - [`backing`]: what a disk stands on, judged.
+//! - [`blank`]: an empty disk.
+//! - [`bridges`]: hosts that act for a datastore.
+//! - [`disk`]: a disk of a VM that is made or replaced.
+//! - [`context`], [`delete`], [`resize`], [`volatile`], [`migrate`], [`mv_host`]: actions of several transfer managers.
+//! - [`folder`]: a directory in which new things come into being.
+//! - [`judge`]: a file where it lies, before a program opens it.
+//! - [`layers`]: the snapshot layers of an image as they lie on the disk.
+//! - [`live`]: storage operations on running domains.
+//! - [`trees`]: what becomes of a directory that is copied.
+//! - [`nfs`]: datastores that are mounted on demand, by a datastore for a moment.
+//! - [`nfs_host`]: the same by a host, for its VMs.
+
+pub mod args;
+pub mod backing;
+pub mod blank;
+pub mod bridges;
+pub mod context;
+pub mod delete;
+pub mod disk;
+pub mod folder;
+pub mod judge;
+pub mod layers;
+pub mod live;
+pub mod migrate;
+pub mod mv_host;
+pub mod nfs;
+pub mod nfs_host;
+pub mod resize;
+pub mod trees;
+pub mod volatile;

@@ -1,0 +1,189 @@
+//! `mv` where system datastores are the hosts' own: the directory of a VM goes from one host to another.
+//!
+//! Source: contract 02 §7. Two hosts may still see one storage, under one name or two: a file that one of them makes in the
+//! directory is looked for by the other, and what is one directory is neither copied nor removed. The data flows through
+//! the front-end, file by file; the old directory goes when the new one is known to be whole.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::args::VmPlace;
+use super::folder::Folder;
+use super::trees::{DEPTH, difference, drop_old};
+use crate::context::Cx;
+use crate::driver::{Reply, TmRequest, misuse};
+use crate::exec::cmd::Secret;
+use crate::exec::op::{FileKind, Node, Op, Sparse, Stat, Value};
+use crate::exec::relay;
+use crate::exec::step::{Feed, Step};
+
+/// `LCM_STATE`s in which oned moves nothing: the host of the VM has failed.
+const FAULT_TOLERANCE: [u32; 2] = [60, 61];
+
+/// See the module.
+pub fn mv(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
+    // What is read.
+    let id = request.number(2, "VM_ID")?;
+    let (from, to) = (request.place(cx, 0, id)?, request.place(cx, 1, id)?);
+    if to.name.is_some() {
+        // Disks go with their directory, which comes last.
+        return Ok(Reply::Nothing);
+    }
+    let failure = format!("Error copying disk directory to target host: {} to {}", from.text, to.text);
+    let vm = cx.oned().vm(id).with_context(|| failure.clone())?;
+    if vm.lcm_state.get().map_err(misuse)?.is_some_and(|state| FAULT_TOLERANCE.contains(&state)) {
+        cx.info(format!("Not moving files from {} in FT mode", from.host.name()));
+        return Ok(Reply::Nothing);
+    }
+    let trip = Trip::ask(cx, from, to).with_context(|| failure.clone())?;
+
+    // What is decided.
+    if trip.is_one_directory(cx).with_context(|| failure.clone())? {
+        cx.info(format!("Not moving {} to {}, they are the same path", trip.from.text, trip.to.text));
+        return Ok(Reply::Nothing);
+    }
+
+    // What is done.
+    cx.info(format!("Moving {} to {}", trip.from.text, trip.to.text));
+    trip.copy(cx, &failure)?;
+    trip.put(cx, &failure)?;
+    trip.remove_old(cx).with_context(|| failure.clone())?;
+    Ok(Reply::Nothing)
+}
+
+/// A directory on its way.
+struct Trip {
+    from: VmPlace,
+    to: VmPlace,
+    /// What it is on the old host, to be sure that it is still that when it goes.
+    old: Stat,
+    nodes: Vec<Node>,
+    /// Whether something is there under the new name.
+    is_there: bool,
+    folder: Folder,
+    /// `.monitor` of the old system datastore: how the host tells the sizes of disks.
+    monitor: Option<String>,
+}
+
+impl Trip {
+    fn ask(cx: &Cx<'_>, from: VmPlace, to: VmPlace) -> Result<Self> {
+        let stat = |path: &Path| Op::Stat { path: path.to_owned(), follow: false };
+        let monitor = Op::Head { path: from.datastore_dir().join(".monitor"), len: 64 };
+        let tree = Op::Tree { path: from.dir.clone(), depth: DEPTH };
+        let answers = cx.query(&from.host, [stat(&from.dir), tree, monitor])?;
+        let [old, Value::Tree(nodes), monitor] = answers.as_slice() else {
+            bail!("{} does not exist on {}", from.dir.display(), from.host.name())
+        };
+        let Some(old) = old.stat().filter(|stat| stat.kind == FileKind::Dir) else {
+            bail!("{} is no directory on {}", from.dir.display(), from.host.name())
+        };
+        if let Some(odd) = nodes.iter().find(|node| matches!(node.kind, FileKind::Block)) {
+            bail!("{} is a device, which cannot be moved", from.dir.join(&odd.path).display());
+        }
+        let base = to.datastore_dir();
+        let answers = cx.query(&to.host, [stat(&to.dir), Folder::question(&base)])?;
+        let [new, staging] = answers.as_slice() else { bail!("The host did not answer all questions") };
+        let folder = Folder::of(&to.host, &base, staging)?;
+        let monitor = Some(monitor.text()).filter(|text| !text.is_empty());
+        Ok(Self { old, nodes: nodes.clone(), is_there: new.stat().is_some(), folder, monitor, from, to })
+    }
+
+    /// Whether the new name leads to the old directory. The name of the probe is new, so that no host remembers from before
+    /// that there is nothing.
+    fn is_one_directory(&self, cx: &Cx<'_>) -> Result<bool> {
+        if !self.is_there {
+            return Ok(false);
+        }
+        let name = format!(".onestore-probe-{}", self.folder.owner().tag());
+        let remove = Op::Remove { path: self.from.dir.join(&name), tree: false, must_exist: false };
+        let make = [Op::Claim { path: self.from.dir.join(&name) }];
+        let what = "Make a file by which the other host can tell the directory";
+        cx.apply(Step::new(&self.from.host, what, make).undo([remove.clone()]))?;
+        let seen = cx.ask(&self.to.host, Op::Stat { path: self.to.dir.join(&name), follow: false })?;
+        cx.apply(Step::new(&self.from.host, "Remove it", [remove]))?;
+        Ok(seen.stat().is_some())
+    }
+
+    fn staged(&self) -> PathBuf {
+        self.folder.staging(self.to.vm.to_string())
+    }
+
+    /// Copies everything to a staging name of the new host, and compares.
+    fn copy(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
+        let staged = self.staged();
+        let mut ops = self.folder.prepare();
+        for node in &self.nodes {
+            let path = staged.join(&node.path);
+            match (node.kind, &node.link) {
+                (FileKind::Dir, _) => ops.push(Op::MakeDir { path }),
+                (FileKind::Link, Some(target)) => ops.push(Op::Symlink { target: target.clone(), link: path }),
+                _ => {}
+            }
+        }
+        let undo = [Op::Remove { path: staged.clone(), tree: true, must_exist: false }];
+        let step = Step::new(&self.to.host, "Make the directory and its links", ops);
+        cx.apply(step.undo(undo.into_iter().chain(self.folder.leave())).or_say(failure))?;
+        for node in self.files() {
+            let from = self.from.dir.join(&node.path);
+            let reader: Box<dyn std::io::Read + Send> = if cx.is_real() {
+                Box::new(relay::file_of(&self.from.host, &from, &cx.control).with_context(|| failure.to_owned())?)
+            } else {
+                Box::new(std::io::empty())
+            };
+            let to = staged.join(&node.path);
+            let ops = [Op::Receive { path: to.clone(), sparse: Sparse::Holes }, Op::Sync { path: to }];
+            let what = format!("Stream {} through the front-end", from.display());
+            cx.apply(Step::new(&self.to.host, what, ops).or_say(failure).feed(Feed::Stream(reader)))?;
+        }
+        if cx.is_real() {
+            let arrived =
+                cx.ask(&self.to.host, Op::Tree { path: staged, depth: DEPTH }).with_context(|| failure.to_owned())?;
+            // Sockets and pipes of a VM that has stopped mean nothing any more.
+            let kept = |node: &&Node| node.kind != FileKind::Other;
+            let left = Value::Tree(self.nodes.iter().filter(kept).cloned().collect());
+            if let Some(path) = difference(&[left, arrived]) {
+                bail!("{failure}: the copy differs from the original at {}", path.display());
+            }
+        }
+        Ok(())
+    }
+
+    fn files(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| node.kind == FileKind::File)
+    }
+
+    /// Gives the copy its name; what was there goes.
+    fn put(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
+        let away = self.folder.staging(format!("{}.old", self.to.vm));
+        let mut ops = Vec::new();
+        if self.is_there {
+            ops.push(Op::Rename { from: self.to.dir.clone(), to: away.clone() });
+        }
+        ops.push(Op::Rename { from: self.staged(), to: self.to.dir.clone() });
+        if let Some(text) = &self.monitor {
+            let path = self.to.datastore_dir().join(".monitor");
+            ops.push(Op::Write { path, content: Secret::new(format!("{text}\n")), mode: 0o644 });
+        }
+        if self.is_there {
+            ops.push(Op::Remove { path: away, tree: true, must_exist: false });
+        }
+        ops.extend(self.folder.leave());
+        let what = format!("The copy is whole: give it its name {}", self.to.dir.display());
+        cx.apply(Step::new(&self.to.host, what, ops).or_say(failure).whole())?;
+        Ok(())
+    }
+
+    /// Removes the old directory, if its name still leads to it: where both hosts see one storage, it leads to the new one.
+    fn remove_old(&self, cx: &Cx<'_>) -> Result<()> {
+        let path = self.from.dir.clone();
+        let now = cx.ask(&self.from.host, Op::Stat { path: path.clone(), follow: false })?;
+        let same = now.stat().is_some_and(|now| (now.dev, now.ino) == (self.old.dev, self.old.ino));
+        if !same {
+            cx.warn(format!("{} is another directory than before, it stays", path.display()));
+            return Ok(());
+        }
+        drop_old(cx, &self.from.host, vec![path]);
+        Ok(())
+    }
+}

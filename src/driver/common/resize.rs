@@ -1,0 +1,89 @@
+//! `resize`: a disk of a VM that does not run is enlarged. A running VM's disk is resized by its hypervisor.
+//!
+//! Source: contract 02 §4.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::args::lock_of;
+use super::backing::{is_image, judged, without_self_links};
+use super::disk::{Target, record};
+use super::layers::HEAD;
+use crate::context::Cx;
+use crate::driver::{Reply, TmRequest, misuse};
+use crate::exec::op::{Op, Value};
+use crate::exec::step::Step;
+use crate::location::normalize;
+use crate::tool::qemu_img::{self, Growth};
+
+/// `LCM_STATE` of a VM whose hypervisor resizes the disk.
+const DISK_RESIZE: u32 = 62;
+
+/// See the module.
+pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
+    // What is read.
+    let id = request.number(2, "VM_ID")?;
+    let mib: u64 = request.number(1, "SIZE_MB")?;
+    let disk = request.disk(cx, 0, id)?;
+    let place = &disk.place;
+    let failure = format!("Error resizing image {}", disk.path.display());
+    let vm = cx.oned().vm(id).with_context(|| failure.clone())?;
+    if vm.lcm_state.get().map_err(misuse)? == Some(DISK_RESIZE) {
+        cx.info(format!("Not resizing disk {} for running virt. machine directly", disk.path.display()));
+        return Ok(Reply::Nothing);
+    }
+    let wanted = record(&vm, id, disk.number).with_context(|| failure.clone())?;
+    Target::lock(cx, place)?;
+    let origin = wanted.source.get().and_then(|source| place.image(Path::new(source)).ok());
+    let origin = origin.map_or_else(|| disk.path.clone(), |files| files.image);
+    let questions = [
+        Op::ReadLink { path: disk.path.clone() },
+        Op::Stat { path: disk.path.clone(), follow: true },
+        Op::Head { path: disk.path.clone(), len: HEAD },
+        Op::Head { path: origin.clone(), len: HEAD },
+    ];
+    let answers = cx.query(&place.host, questions).with_context(|| failure.clone())?;
+    let [link, stat, head, origin_head] = <[Value; 4]>::try_from(answers)
+        .map_err(|_| anyhow::anyhow!("{failure}: the host did not answer all questions"))?;
+    let Some(stat) = stat.stat() else { bail!("{failure}: it does not exist on {}", place.host.name()) };
+
+    // What is decided.
+    let file = match link {
+        Value::Bytes(text) => behind(&disk.path, Path::new(OsStr::from_bytes(&text))),
+        _ => disk.path.clone(),
+    };
+    let own = file == disk.path || file.parent() == Some(&disk.snapshots()) || is_image(&place.root, &file);
+    if !own {
+        bail!("{failure}: it is a link to {}, which is not a part of it", file.display());
+    }
+    let (format, bytes) = if wanted.format.trimmed() == Some("raw") {
+        // A guest can write anything into it, another format's header too.
+        ("raw", stat.size)
+    } else {
+        let mut known = HashMap::from([(origin, origin_head), (file.clone(), head)]);
+        let top = judged(cx, &disk, &file, &mut known).with_context(|| failure.clone())?;
+        (top.format.name(), top.virtual_size.unwrap_or(stat.size))
+    };
+    let Some(target) = mib.checked_mul(1 << 20) else { bail!("{failure}: a size of {mib} MiB is out of range") };
+    if target < bytes {
+        bail!("{failure}: it has {} MiB and would become smaller", bytes.div_ceil(1 << 20));
+    }
+
+    // What is done.
+    let growth = if wanted.sparse.is_no() { Growth::Allocate } else { Growth::Sparse };
+    let ops = [
+        Op::Lock { name: lock_of(id, &disk.name()), wait_seconds: 600 },
+        Op::Run(qemu_img::resize(&file, format, mib, growth)),
+    ];
+    cx.apply(Step::new(&place.host, format!("Enlarge it to {mib} MiB"), ops).or_say(failure))?;
+    Ok(Reply::Nothing)
+}
+
+/// What a link at `path` leads to, one step.
+fn behind(path: &Path, text: &Path) -> PathBuf {
+    without_self_links(&normalize(&path.parent().unwrap_or(Path::new("/")).join(text)))
+}

@@ -1,0 +1,194 @@
+//! `snap_create`, `snap_revert`, `snap_delete` and their `.ssh` variants: snapshots of a disk of a VM that does not run.
+//!
+//! Source: contract 02 §5, §6. What lies there is read once, [`crate::image::chain`] decides, one script on the host does
+//! it; `docs/chains.md` has the table. Killed anywhere, the same action completes it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::chains::{self, Files, Phase, Query, Staging};
+use crate::context::Cx;
+use crate::driver::common::args::{Disk, lock_of};
+use crate::driver::common::disk::{Target, record};
+use crate::driver::{Reply, TmRequest, misuse};
+use crate::exec::host::{Host, ScriptError};
+use crate::exec::op::Op;
+use crate::exec::step::Step;
+use crate::image::chain::{Chain, Manner, Names, Plan, Refusal, Style};
+use crate::location::with_suffix;
+use crate::payload::Vm;
+
+/// `LCM_STATE` of a VM one of whose snapshots is deleted while it runs.
+const SNAPSHOT_DELETE: u32 = 59;
+
+/// Seconds that a script waits on the host for another one that changes the same disk.
+const LOCK_WAIT: u64 = 600;
+
+/// Where the snapshots of a persistent disk are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    /// Beside the image, in the image datastore.
+    Shared,
+    /// Beside the disk, as for every other one.
+    Host,
+}
+
+/// `snap_create`.
+pub fn create(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
+    run(cx, request, Layout::Shared, Act::Create)
+}
+
+/// `snap_create.ssh`.
+pub fn create_ssh(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
+    run(cx, request, Layout::Host, Act::Create)
+}
+
+/// `snap_revert`.
+pub fn revert(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
+    run(cx, request, Layout::Shared, Act::Revert)
+}
+
+/// `snap_revert.ssh`.
+pub fn revert_ssh(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
+    run(cx, request, Layout::Host, Act::Revert)
+}
+
+/// `snap_delete`.
+pub fn delete(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
+    run(cx, request, Layout::Shared, Act::Delete)
+}
+
+/// `snap_delete.ssh`.
+pub fn delete_ssh(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
+    run(cx, request, Layout::Host, Act::Delete)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    Create,
+    Revert,
+    Delete,
+}
+
+impl Act {
+    fn plan(self, chain: &Chain, k: u32) -> Result<Plan, Refusal> {
+        match self {
+            Self::Create => chain.create(k),
+            Self::Revert => chain.revert(k),
+            Self::Delete => chain.delete(k),
+        }
+    }
+
+    /// What the user reads first, and what the log says.
+    fn words(self, names: &Names, style: Style, k: u32) -> (String, String) {
+        let of = |number: u32| names.folder().join(number.to_string()).display().to_string();
+        match self {
+            Self::Create => {
+                // The file that is made: a chain's snapshot is the file that is frozen.
+                let made = if style == Style::Copies { k } else { k.saturating_add(1) };
+                (format!("Error creating snapshot {}", of(made)), format!("Creating snapshot {}", of(k)))
+            }
+            Self::Revert => {
+                (format!("Error reverting snapshot to {}", of(k)), format!("Reverting to snapshot {}", of(k)))
+            }
+            Self::Delete => (format!("Error deleting snapshot {}", of(k)), format!("Deleting snapshot {}", of(k))),
+        }
+    }
+}
+
+fn run(cx: &Cx<'_>, request: &TmRequest, layout: Layout, act: Act) -> Result<Reply> {
+    // What is read.
+    let id = request.number(2, "VM_ID")?;
+    let k: u32 = request.number(1, "SNAPSHOT_ID")?;
+    let disk = request.disk(cx, 0, id)?;
+    let vm = cx.oned().vm(id).with_context(|| format!("Error with the snapshots of {}", disk.place.text))?;
+    let query = query(&vm, id, &disk, layout)?;
+    let (failure, what) = act.words(&query.names, query.style, k);
+    if act == Act::Delete && vm.lcm_state.get().map_err(misuse)? == Some(SNAPSHOT_DELETE) {
+        let domain = vm.deploy_id.or("?");
+        bail!("{failure}: deleting it while the domain {domain} runs is not served yet, power the VM off first");
+    }
+    Target::lock(cx, &disk.place)?;
+    let host = &disk.place.host;
+    let mut ask = |ops| cx.query(host, ops).map_err(anyhow::Error::from);
+    let reading = chains::read(&query, &mut ask).with_context(|| failure.clone())?;
+
+    // What is decided.
+    let plan = act.plan(&Chain::of(&reading.facts), k).with_context(|| failure.clone())?;
+    let staging = Staging::of(&query.names).context("Cannot tell this process from others")?;
+
+    // What is done.
+    cx.info(what);
+    if let Some(note) = &plan.note {
+        cx.warn(note);
+    }
+    for phase in chains::phases(&plan, &staging) {
+        let Phase::Files(files) = phase else { bail!("{failure}: it needs the VM to run") };
+        let lock = Op::Lock { name: lock_of(id, &disk.name()), wait_seconds: LOCK_WAIT };
+        let mut before = vec![lock.clone()];
+        before.extend(staging.prepare(&reading.staged));
+        if query.names.origin != query.names.disk {
+            // First: a digest that outlives what it was made of makes a replica take old data for current.
+            let digest = with_suffix(&query.names.origin, ".md5sum");
+            before.push(Op::Remove { path: digest, tree: false, must_exist: false });
+        }
+        let script = Script { host, failure: &failure, lock, before, files: &files, leave: staging.leave() };
+        script.run(cx)?;
+    }
+    Ok(Reply::Nothing)
+}
+
+/// One script of a plan.
+struct Script<'a> {
+    host: &'a Arc<dyn Host>,
+    failure: &'a str,
+    lock: Op,
+    before: Vec<Op>,
+    files: &'a Files,
+    leave: [Op; 2],
+}
+
+impl Script<'_> {
+    /// Runs it. Taken back is what it has done and nothing else: where it did not get the lock, another action is at work.
+    fn run(self, cx: &Cx<'_>) -> Result<()> {
+        let begin = self.before.len();
+        let whole = self.files.ops();
+        let done = whole.len();
+        let ops = self.before.into_iter().chain(whole).chain(self.leave.clone());
+        let scratch = self.files.scratch().into_iter().chain(self.leave);
+        let what = self.files.what();
+        let step = Step::new(self.host, &what, ops).undo(scratch).or_say(self.failure);
+        let applied = cx.apply(step);
+        let failed_at = |error: &anyhow::Error| error.downcast_ref::<ScriptError>()?.failure.as_ref()?.index;
+        let reached = match &applied {
+            Ok(_) => Some(done),
+            Err(error) => failed_at(error).and_then(|at| at.checked_sub(begin)),
+        };
+        let undo = reached.map(|reached| self.files.undo(reached)).unwrap_or_default();
+        if !undo.is_empty() {
+            cx.on_failure(Step::new(self.host, what, []).undo([self.lock].into_iter().chain(undo)));
+        }
+        applied.map(drop)
+    }
+}
+
+/// Which chain it is, by what oned knows of the disk.
+fn query(vm: &Vm, id: u32, disk: &Disk, layout: Layout) -> Result<Query> {
+    let wanted = record(vm, id, disk.number)?;
+    let layered = wanted.format.trimmed() == Some("qcow2");
+    let source = wanted.source.get().map(|source| disk.place.image(Path::new(source)));
+    let in_place = layout == Layout::Shared && wanted.clone.get() != Some("YES");
+    let (names, manner, images) = match source {
+        // A persistent disk is the image itself.
+        Some(image) if in_place => {
+            (Names { disk: disk.path.clone(), origin: image?.image }, Manner::Absolute, Vec::new())
+        }
+        // A clone may stand on its image: whether that is there is asked in the same breath.
+        Some(Ok(image)) if layered => (Names::own(disk.path.clone()), Manner::Relative, vec![image.image]),
+        _ => (Names::own(disk.path.clone()), Manner::Relative, Vec::new()),
+    };
+    let style = if layered { Style::Layers(manner) } else { Style::Copies };
+    Ok(Query { names, style, raw: !layered, images })
+}

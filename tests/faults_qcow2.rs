@@ -1,0 +1,383 @@
+//! The qcow2 transfer manager killed, cancelled and called twice; what it leaves is what upstream's scripts go on with, and
+//! the other way round. The real binary; hosts are this machine behind a stand-in for ssh, so that scripts go through
+//! sh as on a host where the binary does not stand.
+
+use std::fs;
+use std::net::UdpSocket;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// Moments of a run at which it is disturbed.
+const MOMENTS: u32 = 6;
+
+/// A cloud in a temporary folder: image datastore 1, system datastores 103 and 104, VM 7.
+struct Cloud {
+    root: tempfile::TempDir,
+}
+
+const SSH: &str = "#!/bin/sh\nwhile [ $# -gt 0 ] && [ \"$1\" != -- ]; do shift; done\n[ $# -ge 3 ] || exit 1\nshift 2\nexec sh -c \"$1\"\n";
+
+impl Cloud {
+    fn new() -> Self {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        for folder in ["ds/1", "ds/103/7", "ds/104", "oned/vm", "oned/datastore", "one/etc", "one/var", "home", "vms"] {
+            fs::create_dir_all(root.path().join(folder)).expect("a folder");
+        }
+        let cloud = Self { root };
+        fs::write(cloud.path("ssh"), SSH).expect("ssh");
+        fs::set_permissions(cloud.path("ssh"), fs::Permissions::from_mode(0o755)).expect("executable");
+        let source = cloud.path("ds/1/abc").display().to_string();
+        let disk = |id: u32, more: &str| format!("<DISK><DISK_ID>{id}</DISK_ID><SOURCE>{source}</SOURCE>{more}</DISK>");
+        let disks = [
+            disk(0, "<FORMAT>qcow2</FORMAT><CLONE>YES</CLONE>"),
+            disk(1, "<FORMAT>qcow2</FORMAT><CLONE>YES</CLONE><QCOW2_STANDALONE>yes</QCOW2_STANDALONE>"),
+            disk(2, "<FORMAT>raw</FORMAT><CLONE>YES</CLONE>"),
+            disk(3, "<FORMAT>qcow2</FORMAT><CLONE>NO</CLONE>"),
+            "<DISK><DISK_ID>5</DISK_ID><FS>ext4</FS></DISK>".to_owned(),
+        ];
+        let vm = format!("<VM><ID>7</ID><LCM_STATE>0</LCM_STATE><TEMPLATE>{}</TEMPLATE></VM>", disks.concat());
+        fs::write(cloud.path("oned/vm/7.xml"), vm).expect("the VM");
+        for id in [1, 103, 104] {
+            let xml = format!("<DATASTORE><ID>{id}</ID></DATASTORE>");
+            fs::write(cloud.path(&format!("oned/datastore/{id}.xml")), xml).expect("a datastore");
+        }
+        cloud
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.root.path().join(below)
+    }
+
+    fn command(&self, action: &str, words: &[&str]) -> Command {
+        let root = self.root.path().display().to_string();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_onestore"));
+        command
+            .args(["tm", "qcow2", action])
+            .args(words.iter().map(|word| word.replace("{ds}", &format!("{root}//ds"))));
+        command.env_clear().env("ONESTORE_ONED", format!("dir:{root}/oned")).env("ONE_LOCATION", self.path("one"));
+        command.env("SSH", self.path("ssh")).env("ONESTORE_SSH", "openssh").env("HOME", self.path("home"));
+        command.env("ONESTORE_LOCK_DIR", self.path("locks")).env("DS_DIR", self.path("ds"));
+        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command
+    }
+
+    fn start(&self, action: &str, words: &[&str]) -> Child {
+        self.command(action, words).spawn().expect("starts")
+    }
+
+    #[track_caller]
+    fn done(&self, action: &str, words: &[&str]) -> Output {
+        let ran = self.command(action, words).output().expect("runs");
+        assert!(ran.status.success(), "{action}: {}", String::from_utf8_lossy(&ran.stderr));
+        ran
+    }
+
+    /// An image with data that does not compress to nothing.
+    fn image(&self, below: &str, mib: usize) -> PathBuf {
+        let path = self.path(below);
+        let bytes: Vec<u8> = (0..(mib << 18) as u32).flat_map(|n| n.wrapping_mul(0x9E37_79B9).to_le_bytes()).collect();
+        fs::write(&path, bytes).expect("an image");
+        path
+    }
+
+    fn qcow2(&self, below: &str, mib: usize) -> PathBuf {
+        let raw = self.image("raw", mib);
+        let path = self.path(below);
+        qemu_img(&["convert", "-f", "raw", "-O", "qcow2"], &[&raw, &path]);
+        fs::remove_file(raw).expect("removes");
+        path
+    }
+
+    /// All paths below the datastores, and what they are.
+    fn listing(&self) -> Vec<String> {
+        let found = Command::new("find").arg(self.path("ds")).args(["-printf", "%P %y %l\\n"]).output().expect("find");
+        let text = String::from_utf8_lossy(&found.stdout).into_owned();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    }
+
+    fn staged(&self) -> Vec<String> {
+        self.listing().into_iter().filter(|line| line.contains(".onestore")).collect()
+    }
+}
+
+#[track_caller]
+fn qemu_img(words: &[&str], paths: &[&Path]) {
+    let ran = Command::new("qemu-img").args(words).args(paths).output().expect("qemu-img");
+    assert!(ran.status.success(), "{words:?}: {}", String::from_utf8_lossy(&ran.stderr));
+}
+
+/// Whether a guest reads the same from both.
+fn same(a: &Path, b: &Path) -> bool {
+    Command::new("qemu-img").arg("compare").args(["-q", "-U"]).args([a, b]).status().expect("qemu-img").success()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let _ = kill_process_group(Pid::from_child(child), signal);
+}
+
+/// An action, what it needs, and what has to be there when it is done.
+struct Case {
+    action: &'static str,
+    words: &'static [&'static str],
+    prepare: fn(&Cloud),
+    check: fn(&Cloud),
+}
+
+const RAW: Case = Case {
+    action: "clone",
+    words: &["fe:{ds}/1/abc", "node1:{ds}/103/7/disk.2", "7", "1"],
+    prepare: |cloud| drop(cloud.image("ds/1/abc", 24)),
+    check: |cloud| assert!(same(&cloud.path("ds/103/7/disk.2"), &cloud.path("ds/1/abc"))),
+};
+
+const OVERLAY: Case = Case {
+    action: "clone",
+    words: &["fe:{ds}/1/abc", "node1:{ds}/103/7/disk.0", "7", "1"],
+    prepare: |cloud| drop(cloud.qcow2("ds/1/abc", 4)),
+    check: |cloud| {
+        assert_eq!(fs::read_link(cloud.path("ds/103/7/disk.0")).expect("a link"), Path::new("disk.0.snap/0"));
+        assert!(same(&cloud.path("ds/103/7/disk.0"), &cloud.path("ds/1/abc")));
+    },
+};
+
+const STANDALONE: Case = Case {
+    action: "clone",
+    words: &["fe:{ds}/1/abc", "node1:{ds}/103/7/disk.1", "7", "1"],
+    prepare: |cloud| drop(cloud.qcow2("ds/1/abc", 16)),
+    check: |cloud| assert!(same(&cloud.path("ds/103/7/disk.1"), &cloud.path("ds/1/abc"))),
+};
+
+const LN: Case = Case {
+    action: "ln",
+    words: &["fe:{ds}/1/abc", "node1:{ds}/103/7/disk.3", "7", "1"],
+    prepare: |cloud| drop(cloud.qcow2("ds/1/abc", 4)),
+    check: |cloud| assert!(same(&cloud.path("ds/103/7/disk.3"), &cloud.path("ds/1/abc"))),
+};
+
+const MKIMAGE: Case = Case {
+    action: "mkimage",
+    words: &["32", "qcow2", "node1:{ds}/103/7/disk.5", "7", "103"],
+    prepare: |_| (),
+    check: |cloud| qemu_img(&["check", "-q", "-f", "qcow2"], &[&cloud.path("ds/103/7/disk.5")]),
+};
+
+const CPDS: Case = Case {
+    action: "cpds",
+    words: &["node1:{ds}/103/7/disk.2", "{ds}/1/new", "-1", "7", "1"],
+    prepare: |cloud| drop(cloud.image("ds/103/7/disk.2", 24)),
+    check: |cloud| assert!(same(&cloud.path("ds/1/new"), &cloud.path("ds/103/7/disk.2"))),
+};
+
+/// Runs a case undisturbed and gives how long that took.
+fn reference(case: &Case) -> Duration {
+    let cloud = Cloud::new();
+    (case.prepare)(&cloud);
+    let begin = Instant::now();
+    cloud.done(case.action, case.words);
+    (case.check)(&cloud);
+    begin.elapsed()
+}
+
+fn killed(case: &Case) {
+    let took = reference(case);
+    for moment in 0..MOMENTS {
+        let cloud = Cloud::new();
+        (case.prepare)(&cloud);
+        let mut child = cloud.start(case.action, case.words);
+        std::thread::sleep(took * moment / MOMENTS);
+        signal(&child, Signal::KILL);
+        child.wait().expect("waits");
+        // What is called a saved image is one, at any time.
+        let saved = cloud.path("ds/1/new");
+        assert!(!saved.exists() || same(&saved, &cloud.path("ds/103/7/disk.2")), "{} at {moment}", case.action);
+        cloud.done(case.action, case.words);
+        (case.check)(&cloud);
+        assert_eq!(cloud.staged(), Vec::<String>::new(), "{} at {moment}", case.action);
+    }
+}
+
+fn cancelled(case: &Case) {
+    let took = reference(case);
+    for moment in 0..MOMENTS {
+        let cloud = Cloud::new();
+        (case.prepare)(&cloud);
+        let before = cloud.listing();
+        let child = cloud.start(case.action, case.words);
+        std::thread::sleep(took * moment / MOMENTS);
+        signal(&child, Signal::TERM);
+        let ran = child.wait_with_output().expect("waits");
+        let about = format!("{} at {moment}: {}", case.action, String::from_utf8_lossy(&ran.stderr));
+        match ran.status.code() {
+            Some(0) => (case.check)(&cloud),
+            // Before the first instruction of ours there is no code.
+            Some(143) | None => assert_eq!(cloud.listing(), before, "{about}"),
+            code => panic!("{about}: {code:?}"),
+        }
+    }
+}
+
+macro_rules! disturbances {
+    ($($name:ident $case:ident),*) => { $(
+        mod $name {
+            #[test]
+            fn killed() { super::killed(&super::$case); }
+            #[test]
+            fn cancelled() { super::cancelled(&super::$case); }
+        }
+    )* };
+}
+
+disturbances!(clone_raw RAW, clone_overlay OVERLAY, clone_standalone STANDALONE, ln LN, mkimage MKIMAGE, cpds CPDS);
+
+#[test]
+fn a_killed_move_has_the_directory_in_one_place() {
+    let words = ["node1:{ds}/103/7", "node1:{ds}/104/7", "7", "104"];
+    for moment in 0..MOMENTS {
+        let cloud = Cloud::new();
+        cloud.image("ds/103/7/disk.2", 1);
+        let mut child = cloud.start("mv", &words);
+        std::thread::sleep(Duration::from_millis(u64::from(moment) * 15));
+        signal(&child, Signal::KILL);
+        child.wait().expect("waits");
+        let again = cloud.command("mv", &words).output().expect("runs");
+        let (old, new) = (cloud.path("ds/103/7/disk.2").exists(), cloud.path("ds/104/7/disk.2").exists());
+        assert_eq!((old, new), (false, true), "{moment}: {}", String::from_utf8_lossy(&again.stderr));
+    }
+}
+
+#[test]
+fn a_killed_return_to_the_image_loses_nothing() {
+    let words = ["node1:{ds}/103/7/disk.3", "{ds}/1/abc", "7", "1"];
+    for moment in 0..MOMENTS {
+        let cloud = Cloud::new();
+        cloud.qcow2("ds/1/abc", 1);
+        let written = cloud.qcow2("written", 12);
+        fs::create_dir(cloud.path("ds/103/7/disk.3.snap")).expect("layers");
+        fs::copy(&written, cloud.path("ds/103/7/disk.3.snap/0")).expect("copies");
+        symlink(".", cloud.path("ds/103/7/disk.3.snap/disk.3.snap")).expect("the self link");
+        symlink("disk.3.snap/0", cloud.path("ds/103/7/disk.3")).expect("the disk");
+        let mut child = cloud.start("mvds.ssh", &words);
+        std::thread::sleep(Duration::from_millis(u64::from(moment) * 25));
+        signal(&child, Signal::KILL);
+        child.wait().expect("waits");
+        if cloud.path("ds/103/7/disk.3").exists() {
+            // It may be on its way still: then the second one waits, and finds it there or not.
+            let ran = cloud.command("mvds.ssh", &words).output().expect("runs");
+            let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+            assert!(ran.status.success() || said.contains("does not exist"), "{moment}: {said}");
+        }
+        assert!(same(&cloud.path("ds/1/abc"), &written), "{moment}");
+    }
+}
+
+#[test]
+fn two_at_once_on_one_disk_come_one_after_the_other() {
+    let cloud = Cloud::new();
+    (OVERLAY.prepare)(&cloud);
+    let both = [cloud.start("clone", OVERLAY.words), cloud.start("clone", OVERLAY.words)];
+    for child in both {
+        let ran = child.wait_with_output().expect("waits");
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    }
+    (OVERLAY.check)(&cloud);
+    assert_eq!(cloud.staged(), Vec::<String>::new());
+}
+
+#[test]
+fn what_upstream_lays_out_is_taken_and_the_other_way_round() {
+    let cloud = Cloud::new();
+    let image = cloud.qcow2("ds/1/abc", 2);
+    // Upstream's clone: an overlay with the absolute name of the image, and the link of the directory to itself.
+    let snap = cloud.path("ds/103/7/disk.0.snap");
+    fs::create_dir(&snap).expect("layers");
+    let overlay = |layer: &str, backing: &str| {
+        let mut create = Command::new("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2", "-o", "backing_fmt=qcow2", "-b", backing, layer]);
+        assert!(create.current_dir(&snap).status().expect("qemu-img").success());
+        let disk = cloud.path("ds/103/7/disk.0");
+        let _ = fs::remove_file(&disk);
+        symlink(format!("disk.0.snap/{layer}"), disk).expect("the disk");
+    };
+    symlink(".", snap.join("disk.0.snap")).expect("the self link");
+    overlay("0", &image.display().to_string());
+    overlay("1", "disk.0.snap/0");
+    // Ours on that.
+    cloud.done("resize", &["node1:{ds}/103/7/disk.0", "4", "7", "1"]);
+    cloud.done("cpds", &["node1:{ds}/103/7/disk.0", "{ds}/1/saved", "-1", "7", "1"]);
+    assert!(same(&cloud.path("ds/1/saved"), &cloud.path("ds/103/7/disk.0")));
+    cloud.done("delete", &["node1:{ds}/103/7/disk.0", "7", "1"]);
+    // Ours first, upstream's snapshots on that, ours again, moved to another datastore.
+    cloud.done("clone", OVERLAY.words);
+    overlay("1", "disk.0.snap/0");
+    overlay("2", "disk.0.snap/1");
+    cloud.done("cpds", &["node1:{ds}/103/7/disk.0", "{ds}/1/first", "0", "7", "1"]);
+    assert!(same(&cloud.path("ds/1/first"), &image));
+    cloud.done("mv", &["node1:{ds}/103/7", "node1:{ds}/104/7", "7", "104"]);
+    qemu_img(&["check", "-q", "-f", "qcow2"], &[&cloud.path("ds/104/7/disk.0")]);
+    assert!(same(&cloud.path("ds/104/7/disk.0"), &image));
+}
+
+#[test]
+fn a_context_holds_what_it_was_given() {
+    let cloud = Cloud::new();
+    let script = cloud.path("vms/context.sh");
+    fs::write(&script, "A='1'\n").expect("the script");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("executable");
+    fs::write(cloud.path("vms/token.txt"), "secret").expect("the token");
+    let (script, token) = (script.display().to_string(), cloud.path("vms/token.txt").display().to_string());
+    let named = format!("{script}:'my");
+    let words = [script.as_str(), &named, "long", "name'", &token, "node1:{ds}/103/7/disk.9", "7", "103"];
+    let both = [cloud.start("context", &words), cloud.start("context", &words)];
+    for child in both {
+        let ran = child.wait_with_output().expect("waits");
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    }
+    let out = cloud.path("out");
+    let mut extract = Command::new("xorriso");
+    extract.args(["-osirrox", "on", "-indev"]).arg(cloud.path("ds/103/7/disk.9")).args(["-extract", "/"]).arg(&out);
+    assert!(extract.output().expect("xorriso").status.success());
+    let mode = |name: &str| fs::metadata(out.join(name)).expect(name).permissions().mode() & 0o777;
+    assert_eq!(fs::read(out.join("my long name")).expect("a file"), b"A='1'\n");
+    assert_eq!((mode("context.sh"), mode("token.txt") & 0o007), (0o755, 0));
+    assert_eq!(fs::read_dir(&out).expect("a folder").count(), 3);
+    assert!(!cloud.path("ds/.isofiles").exists());
+}
+
+#[test]
+fn monitord_is_told_the_sizes_of_disks() {
+    use base64::Engine as _;
+    use std::io::{Read as _, Write as _};
+    let cloud = Cloud::new();
+    cloud.image("ds/103/7/disk.2", 3);
+    let monitord = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    monitord.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
+    let port = monitord.local_addr().expect("an address").port();
+    let conf = format!("NETWORK = [ MONITOR_ADDRESS = \"auto\",\n  PORT = {port} ]\n");
+    fs::write(cloud.path("one/etc/monitord.conf"), conf).expect("the configuration");
+    let xml = format!(
+        "<DS_DRIVER_ACTION_DATA><DATASTORE><ID>103</ID></DATASTORE><DATASTORE_LOCATION>{}</DATASTORE_LOCATION>\
+         <MONITOR_VM_DISKS>1</MONITOR_VM_DISKS></DS_DRIVER_ACTION_DATA>",
+        cloud.path("ds").display()
+    );
+    let mut child = cloud.command("monitor", &["103"]).stdin(Stdio::piped()).spawn().expect("starts");
+    child.stdin.take().expect("a pipe").write_all(xml.as_bytes()).expect("writes");
+    let ran = child.wait_with_output().expect("waits");
+    assert!(String::from_utf8_lossy(&ran.stdout).contains("TOTAL_MB="), "{}", String::from_utf8_lossy(&ran.stderr));
+    let mut datagram = vec![0; 65536];
+    let (length, _) = monitord.recv_from(&mut datagram).expect("a datagram");
+    let text = String::from_utf8_lossy(&datagram[..length]).into_owned();
+    let payload = text.strip_prefix("MONITOR_VM SUCCESS -1 0 ").expect("the message").trim_end();
+    let decode = |text: &str| base64::engine::general_purpose::STANDARD.decode(text).expect("Base64");
+    let mut plain = String::new();
+    flate2::read::ZlibDecoder::new(&decode(payload)[..]).read_to_string(&mut plain).expect("zlib");
+    let monitor = plain.strip_prefix("VM=[ID=7, MONITOR=\"").and_then(|rest| rest.strip_suffix("\"]\n")).expect(&plain);
+    assert_eq!(String::from_utf8(decode(monitor)).expect("text"), "DISK_SIZE = [ ID=2, SIZE=3]\n");
+}
