@@ -92,6 +92,15 @@ installer() {
     ONESTORE_BIN=$RELEASE tests/install.sh
 }
 
+# Links the entries of families that are not complete: the installer leaves those to upstream, but what they serve is judged.
+link_partial() {
+    local entry
+    while IFS= read -r entry; do
+        mkdir -p "$1/${entry%/*}"
+        [[ -L $1/$entry ]] || ln -s ../../onestore/launch "$1/$entry" || return 1
+    done < <("$RELEASE" links)
+}
+
 # Our tree, installed as on a front-end, against the cases that judge any tree.
 conformance() {
     [[ -n $RELEASE ]] || release || return 1
@@ -99,6 +108,7 @@ conformance() {
     one=$(mktemp -d) || return 1
     mkdir -p "$one/var/remotes"/{datastore,tm}
     ./install.sh --one-location "$one" --binary "$RELEASE" >/dev/null &&
+        link_partial "$one/var/remotes" &&
         cargo run --quiet --locked --package xtask -- conformance --drivers "$one/var/remotes" --ours --jobs 2
     status=$?
     rm -rf -- "$one"
