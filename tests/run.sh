@@ -66,7 +66,7 @@ licences() {
 
 documentation() { RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps; }
 
-tests() { cargo test --locked --workspace; }
+tests() { cargo test --locked --workspace --no-fail-fast; }
 
 # Tests that need root, ssh hosts, loop devices or file systems of their own: tests/lab_<family>.rs, all #[ignore].
 # One after the other: they share the machine's devices and ports.
@@ -76,7 +76,7 @@ labs() {
         return 0
     fi
     [[ $EUID -eq 0 ]] || { echo 'run.sh: The labs need root: sudo tests/run.sh labs' >&2; return 1; }
-    cargo test --locked --test 'lab_*' -- --ignored --test-threads 1
+    cargo test --locked --no-fail-fast --test 'lab_*' -- --ignored --test-threads 1
 }
 
 RELEASE=''
