@@ -56,7 +56,9 @@ impl Cloud {
     fn command(&self, action: &str, words: &[&str]) -> Command {
         let root = self.root.path().display().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_onestore"));
-        command.args(["tm", "qcow2", action]).args(words.iter().map(|word| word.replace("{ds}", &format!("{root}//ds"))));
+        command
+            .args(["tm", "qcow2", action])
+            .args(words.iter().map(|word| word.replace("{ds}", &format!("{root}//ds"))));
         command.env_clear().env("ONESTORE_ONED", format!("dir:{root}/oned")).env("ONE_LOCATION", self.path("one"));
         command.env("SSH", self.path("ssh")).env("ONESTORE_SSH", "openssh").env("HOME", self.path("home"));
         command.env("ONESTORE_LOCK_DIR", self.path("locks")).env("DS_DIR", self.path("ds"));

@@ -62,7 +62,8 @@ fn create_live_lets_the_domain_switch_before_the_link_does() {
         "Make the empty layer 4 on 3\nHave the domain write to 4\nPoint disk.0 to 4\n"
     );
     let plan = world.chain().create_live(3, &world.live()).expect("fine");
-    assert!(plan.steps.iter().all(|one| one.undo.is_empty()));
+    let undo: Vec<_> = plan.steps.iter().flat_map(|one| &one.undo).map(ToString::to_string).collect();
+    assert_eq!(undo, ["Point /ds/0/7/disk.0 to disk.0.snap/3"], "the layer is the domain's to put away");
     // Killed before the link: all that is left to do is the link, whatever the guest has written.
     plan.steps[..2].iter().for_each(|one| world.apply(&one.step, usize::MAX));
     world.write(1, 77);

@@ -7,7 +7,6 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::facts::Manner;
 use super::finding::{Finding, Refusal};
 use super::model::{Below, Chain, Node};
 use super::offline::removed_files;
@@ -28,6 +27,18 @@ struct Running {
     open: Vec<Node>,
     /// Points the disk to the domain's current file, where an interrupted snapshot has left it behind.
     relink: Option<Step>,
+}
+
+/// A merge in the domain's chain.
+struct Merge<'a> {
+    /// Stands on the child.
+    above: &'a Node,
+    /// Is merged.
+    child: &'a Node,
+    /// Position of the file that it is merged into.
+    at: usize,
+    /// That file.
+    data: &'a Node,
 }
 
 impl Chain {
@@ -68,8 +79,8 @@ impl Chain {
     /// Plans snapshot `k` of a running VM's disk. The domain has to be frozen or suspended around the plan's
     /// [`Step::LiveSnapshot`] or [`Step::PutCopy`].
     ///
-    /// No step is taken back: once the domain writes to the new layer it must stay, and before that it is blank and the
-    /// next operation uses or removes it.
+    /// The new layer is not taken back with the files: once the domain writes to it, only the domain can put it away again,
+    /// and before that it is blank and the next operation uses or removes it.
     ///
     /// # Errors
     /// See [`Refusal`].
@@ -99,10 +110,8 @@ impl Chain {
             plan.push(chain.overlay(&new.layer, &new.frozen, &active)?);
         }
         plan.push(Step::LiveSnapshot { file: chain.path(&new.layer) });
-        plan.push(chain.point_to(&new.layer));
-        for planned in &mut plan.steps {
-            planned.undo.clear();
-        }
+        let back = Step::Link { link: chain.names.disk.clone(), target: chain.link_text(&new.frozen) };
+        plan.push_with(chain.point_to(&new.layer), back);
         Ok(plan)
     }
 
@@ -145,14 +154,23 @@ impl Chain {
             };
             plan.push(step);
         }
-        let keep_relative = chain.manner != Manner::Absolute;
         match child {
             None => {}
             Some(_) if on_top => {
                 let base = chain.path_below(&file).map(|base| Open { path: base, at: 2 });
-                plan.push(Step::BlockPull { base, keep_relative });
+                let backing = chain.named_below(&file).map(|(name, _)| name);
+                plan.push(Step::BlockPull { file: chain.path(&chain.open_top()), base, backing });
             }
-            Some(child) => return chain.merge(k, (&child, at.unwrap_or_default()), &data, plan),
+            Some(child) => {
+                let above = at.and_then(|at| open.get(at.checked_sub(2)?));
+                let Some((above, at)) = above.zip(at) else {
+                    return Err(Refusal::NotLive {
+                        file: chain.path(&data),
+                        why: "its layer above is the current one",
+                    });
+                };
+                return chain.merge(k, &Merge { above, child: &child, at, data: &data }, plan);
+            }
         }
         chain.forget(k, &data, &mut plan);
         Ok(plan)
@@ -177,8 +195,9 @@ impl Chain {
         }
     }
 
-    /// Merges `child`, the one above the file at position `at` of the domain's chain, into the file of snapshot `k`, which then holds the child's snapshot.
-    fn merge(&self, k: u32, (child, at): (&Node, usize), data: &Node, mut plan: Plan) -> Result<Plan, Refusal> {
+    /// Merges the child into the file of snapshot `k`, which then holds the child's snapshot.
+    fn merge(&self, k: u32, merge: &Merge<'_>, mut plan: Plan) -> Result<Plan, Refusal> {
+        let Merge { above, child, at, data } = *merge;
         let (top, base) = (self.path(child), self.path(data));
         let Some(owner) = self.owner(child) else {
             return Err(Refusal::NotLive { file: top, why: "its layer above is no snapshot" });
@@ -187,9 +206,13 @@ impl Chain {
         if self.deleting.get(&k).map(OsString::as_os_str) != top.file_name() {
             plan.push(Step::Mark { marker: self.deleting_marker(k), names: top.clone() });
         }
-        let keep_relative = self.manner != Manner::Absolute;
         let open = |path: &PathBuf, at| Open { path: path.clone(), at };
-        plan.push(Step::BlockCommit { top: open(&top, at - 1), base: open(&base, at), keep_relative });
+        plan.push(Step::BlockCommit {
+            top: open(&top, at - 1),
+            base: open(&base, at),
+            above: self.path(above),
+            backing: self.backing_name(data),
+        });
         // What else stands on the child: its content is in the file below now. The domain has put its own layer there.
         let open_above = |node: &Node| self.ancestry(&self.open_top()).contains(node);
         for other in self.dependents(child).iter().filter(|other| !open_above(other)) {
