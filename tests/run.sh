@@ -33,7 +33,7 @@ STEPS=(
 
 # What the steps need from outside, nothing if it is there.
 packages() {
-    scripts/packages.sh build musl run test || return 1
+    scripts/packages.sh build musl run test hypervisor || return 1
     local component
     for component in fmt clippy; do
         if ! cargo "$component" --version >/dev/null 2>&1; then
@@ -60,12 +60,13 @@ licences() {
         # Without its network features it compiles in a minute; it reads crates, it fetches none.
         cargo install --locked --debug --no-default-features --version "$CARGO_DENY_VERSION" --root "$TOOLS" cargo-deny || return 1
     fi
-    "$deny" check licenses bans sources
+    # What only tests bring, an async runtime among it, has to have a good licence, but is not in the binary.
+    "$deny" check licenses sources && "$deny" --exclude-dev check bans
 }
 
 documentation() { RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps; }
 
-tests() { cargo test --locked --workspace; }
+tests() { cargo test --locked --workspace --no-fail-fast; }
 
 # Tests that need root, ssh hosts, loop devices or file systems of their own: tests/lab_<family>.rs, all #[ignore].
 # One after the other: they share the machine's devices and ports.
@@ -75,7 +76,7 @@ labs() {
         return 0
     fi
     [[ $EUID -eq 0 ]] || { echo 'run.sh: The labs need root: sudo tests/run.sh labs' >&2; return 1; }
-    cargo test --locked --test 'lab_*' -- --ignored --test-threads 1
+    cargo test --locked --no-fail-fast --test 'lab_*' -- --ignored --test-threads 1
 }
 
 RELEASE=''
@@ -91,6 +92,15 @@ installer() {
     ONESTORE_BIN=$RELEASE tests/install.sh
 }
 
+# Links the entries of families that are not complete: the installer leaves those to upstream, but what they serve is judged.
+link_partial() {
+    local entry
+    while IFS= read -r entry; do
+        mkdir -p "$1/${entry%/*}"
+        [[ -L $1/$entry ]] || ln -s ../../onestore/launch "$1/$entry" || return 1
+    done < <("$RELEASE" links)
+}
+
 # Our tree, installed as on a front-end, against the cases that judge any tree.
 conformance() {
     [[ -n $RELEASE ]] || release || return 1
@@ -98,6 +108,7 @@ conformance() {
     one=$(mktemp -d) || return 1
     mkdir -p "$one/var/remotes"/{datastore,tm}
     ./install.sh --one-location "$one" --binary "$RELEASE" >/dev/null &&
+        link_partial "$one/var/remotes" &&
         cargo run --quiet --locked --package xtask -- conformance --drivers "$one/var/remotes" --ours --jobs 2
     status=$?
     rm -rf -- "$one"

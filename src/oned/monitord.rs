@@ -25,6 +25,9 @@ pub struct Monitord {
 /// Most bytes of one datagram; the protocol allows 65,507.
 const DATAGRAM: usize = 60_000;
 
+/// Most bytes that are encrypted into one datagram.
+const ENCRYPTED: usize = DATAGRAM / 4 * 3 / 256 * 240;
+
 /// Bytes that the padding of PKCS #1 takes from each block.
 const PADDING: u32 = 11;
 
@@ -89,10 +92,14 @@ impl Monitord {
     /// The datagrams; a list that is too long for one is halved.
     fn datagrams(&self, message: &str, items: &[String]) -> Result<Vec<Vec<u8>>, MonitordError> {
         let payload = format!("{}\n", items.join(" "));
-        let packed = self.packed(payload.as_bytes()).map_err(|e| MonitordError::Send(self.place(), e))?;
-        let datagram = format!("{message} SUCCESS -1 0 {}\n", BASE64.encode(packed)).into_bytes();
-        if datagram.len() <= DATAGRAM || items.len() < 2 {
-            return Ok(vec![datagram]);
+        // What is encrypted cannot be compressed: no need to encrypt it to see that it is too long.
+        let hopeless = self.key.is_some() && payload.len() > ENCRYPTED;
+        if !hopeless || items.len() < 2 {
+            let packed = self.packed(payload.as_bytes()).map_err(|e| MonitordError::Send(self.place(), e))?;
+            let datagram = format!("{message} SUCCESS -1 0 {}\n", BASE64.encode(packed)).into_bytes();
+            if datagram.len() <= DATAGRAM || items.len() < 2 {
+                return Ok(vec![datagram]);
+            }
         }
         let (first, second) = items.split_at(items.len() / 2);
         let mut all = self.datagrams(message, first)?;

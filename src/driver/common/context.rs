@@ -140,7 +140,6 @@ impl Work {
         let undo = [Op::Remove { path: self.dir.clone(), tree: true, must_exist: false }];
         let step = Step::new(&self.folder.host, "Make a directory for this run", ops);
         let undo = undo.into_iter().chain(self.folder.leave());
-        let undo = undo.chain([Op::RemoveDirIfEmpty { path: self.folder.base.clone() }]);
         cx.apply(step.undo(undo).or_say("Could not create temp. dir to make context dev"))?;
         Ok(())
     }
@@ -192,7 +191,6 @@ impl Work {
     fn end(&self, cx: &Cx<'_>) -> Result<()> {
         let mut ops = vec![Op::Remove { path: self.dir.clone(), tree: true, must_exist: false }];
         ops.extend(self.folder.leave());
-        ops.push(Op::RemoveDirIfEmpty { path: self.folder.base.clone() });
         let step = Step::new(&self.folder.host, "Remove the directory of this run", ops);
         cx.apply(step.or_say("Could not delete temp. to make context dev"))?;
         Ok(())

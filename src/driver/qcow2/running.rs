@@ -1,6 +1,6 @@
 //! The running VM whose disk's snapshots are made or deleted: what a plan leaves to the domain.
 //!
-//! Source: contract 02 §5. How it is done safely is [`crate::driver::live`]'s matter; here steps find their way there.
+//! Source: contract 02 §5. How it is done safely is [`crate::driver::common::live`]'s matter; here steps find their way there.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::context::Cx;
 use crate::driver::common::args::Disk;
 use crate::driver::common::disk::record;
-use crate::driver::live::{Above, Live, Seen};
+use crate::driver::common::live::{Above, Live, Seen};
 use crate::exec::host::Host;
 use crate::exec::op::Op;
 use crate::image::chain::{self, Step, Style};
