@@ -120,9 +120,10 @@ fn run(cx: &Cx<'_>, request: &TmRequest, layout: Layout, act: Act) -> Result<Rep
     let vm = cx.oned().vm(id).with_context(|| format!("Error with the snapshots of {}", disk.place.text))?;
     let query = query(&vm, id, &disk, layout)?;
     let (failure, what) = act.words(&query.names, query.style, k);
-    let live = act == Act::CreateLive
-        || (act == Act::Delete && vm.lcm_state.get().map_err(misuse)? == Some(SNAPSHOT_DELETE));
-    let guest = if live { Some(Guest::of(&vm, id, &disk, query.style).with_context(|| failure.clone())?) } else { None };
+    let live =
+        act == Act::CreateLive || (act == Act::Delete && vm.lcm_state.get().map_err(misuse)? == Some(SNAPSHOT_DELETE));
+    let guest =
+        if live { Some(Guest::of(&vm, id, &disk, query.style).with_context(|| failure.clone())?) } else { None };
     Target::lock(cx, &disk.place)?;
     let host = &disk.place.host;
     let mut ask = |ops| cx.query(host, ops).map_err(anyhow::Error::from);

@@ -25,6 +25,9 @@ struct Running {
     chain: Chain,
     /// The files that it has open, the current one first; those outside of the disk left out.
     open: Vec<Node>,
+    /// The position of the file that it opened by the disk's link, if that is not the current one: QEMU knows the file by
+    /// that name, and would open by it whatever the link leads to now.
+    by_link: Option<usize>,
     /// Points the disk to the domain's current file, where an interrupted snapshot has left it behind.
     relink: Option<Step>,
 }
@@ -73,7 +76,8 @@ impl Chain {
         if open != by_headers {
             return Err(differs(&by_headers));
         }
-        Ok(Running { open, chain, relink })
+        let by_link = paths.iter().skip(1).position(|path| is_disk(path)).map(|at| at + 1);
+        Ok(Running { open, chain, by_link, relink })
     }
 
     /// Plans snapshot `k` of a running VM's disk. The domain has to be frozen or suspended around the plan's
@@ -124,7 +128,7 @@ impl Chain {
     /// # Errors
     /// See [`Refusal`].
     pub fn delete_live(&self, k: u32, live: &Live) -> Result<Plan, Refusal> {
-        let Running { chain, open, relink } = self.running(live)?;
+        let Running { chain, open, by_link, relink } = self.running(live)?;
         let mut plan = Plan::default();
         relink.into_iter().for_each(|step| plan.push(step));
         let tidied = chain.tidied(None, false)?;
@@ -139,46 +143,46 @@ impl Chain {
             None => None,
         };
         let on_top = child.is_some() && child.as_ref() == open.first();
+        // What a merge writes to besides: the file above, its new backing name; the current file is open for writing.
+        let written = [at, at.and_then(|at| at.checked_sub(2)).filter(|above| *above > 0)];
+        let base = chain.path_below(&file);
+        let pull = |at: usize| {
+            let base = base.map(|base| Open { path: base, at });
+            let backing = chain.named_below(&file).map(|(name, _)| name);
+            Step::BlockPull { file: chain.path(&chain.open_top()), base, backing }
+        };
         let beside: Vec<Node> = chain
             .dependents(&data)
             .into_iter()
             .filter(|node| Some(node) != child.as_ref() && !removed.contains(&chain.path(node)))
             .collect();
-        for other in &beside {
-            chain.sound(other)?;
-            // A merge would change what is behind another name too.
-            let step = match &child {
-                Some(_) if !on_top => chain.put_apart(other, &file),
-                _ if chain.below(other) != chain.below_of(&data) => continue,
-                _ => chain.put_below(other, &data),
-            };
-            plan.push(step);
-        }
-        match child {
-            None => {}
-            Some(_) if on_top => {
-                let base = chain.path_below(&file).map(|base| Open { path: base, at: 2 });
-                let backing = chain.named_below(&file).map(|(name, _)| name);
-                plan.push(Step::BlockPull { file: chain.path(&chain.open_top()), base, backing });
-            }
-            Some(child) => {
-                let above = at.and_then(|at| open.get(at.checked_sub(2)?));
-                let Some((above, at)) = above.zip(at) else {
-                    return Err(Refusal::NotLive {
-                        file: chain.path(&data),
-                        why: "its layer above is the current one",
-                    });
+        match (child, at) {
+            (Some(child), Some(at)) if !on_top && by_link.is_none_or(|link| !written.contains(&Some(link))) => {
+                for other in &beside {
+                    // The merge changes what is behind every name of the file.
+                    chain.sound(other)?;
+                    plan.push(chain.put_apart(other, &file));
+                }
+                let Some(above) = at.checked_sub(2).and_then(|above| open.get(above)) else {
+                    return Err(Refusal::NotLive { file: chain.path(&data), why: "nothing stands on its layer above" });
                 };
                 return chain.merge(k, &Merge { above, child: &child, at, data: &data }, plan);
             }
+            (Some(child), Some(at)) => {
+                // The file leaves the domain's chain; what lies between becomes a branch like any other.
+                plan.push(pull(at + 1));
+                if !on_top && chain.below(&child) == Below::Node(data.clone()) {
+                    plan.push(chain.put_below(&child, &data));
+                }
+            }
+            _ => {}
+        }
+        for other in beside.iter().filter(|other| chain.below(other) == Below::Node(data.clone())) {
+            chain.sound(other)?;
+            plan.push(chain.put_below(other, &data));
         }
         chain.forget(k, &data, &mut plan);
         Ok(plan)
-    }
-
-    /// [`Below::Node`] of exactly this name.
-    fn below_of(&self, node: &Node) -> Below {
-        Below::Node(node.clone())
     }
 
     /// Puts a layer on what `file` itself stands on, with a copy of what `file` holds.

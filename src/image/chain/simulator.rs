@@ -268,6 +268,10 @@ impl World {
             );
         }
         assert!(top.at > 0 && base.at == top.at + 1);
+        // QEMU opens a file once more, by the name that it knows, when it has to write to it.
+        for at in [base.at, top.at - 1].into_iter().filter(|at| *at > 0) {
+            assert_eq!(self.inode(&open[at].0), Some(open[at].1), "QEMU would write to another file");
+        }
         let upper = self.images[&open[top.at].1].clone();
         let lower = self.images.get_mut(&open[base.at].1).expect("there");
         for (at, byte) in upper.blocks.iter().enumerate().take(blocks) {
