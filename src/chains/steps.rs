@@ -272,7 +272,7 @@ mod tests {
     fn the_domain_acts_between_scripts() {
         let file = PathBuf::from("/ds/0/7/disk.0.snap/2");
         let mut plan = Plan::default();
-        plan.push(Step::BlockPull { base: None, keep_relative: true });
+        plan.push(Step::BlockPull { file: file.clone(), base: None, backing: None });
         plan.push(Step::Remove { file });
         let said = say(&phases(&plan, &staging()));
         assert_eq!(said[0], "Have the domain pull its whole chain into its current file");

@@ -9,7 +9,8 @@
 //! - `ln`, `mv`, `cpds`: persistent disks, moves between datastores, saving as an image.
 //! - `migrate`: `premigrate`, `postmigrate`.
 //! - `mixed`: `ln.ssh`, `mvds.ssh`.
-//! - `snapshot`: `snap_create`, `snap_revert`, `snap_delete` and their `.ssh` variants.
+//! - `snapshot`: `snap_create`, `snap_create_live`, `snap_revert`, `snap_delete` and their `.ssh` variants.
+//! - `running`: what a plan of these leaves to the domain.
 //! - `monitor`: space and disk sizes.
 //! - `mounts`, `image`: the first look at a host: mounts, image, place of the disk.
 
@@ -22,6 +23,7 @@ mod mixed;
 mod monitor;
 mod mounts;
 mod mv;
+mod running;
 mod snapshot;
 
 use anyhow::Result;
@@ -59,6 +61,8 @@ pub static DRIVER: Driver = Driver {
         own("cpds.ssh", cpds::cpds_ssh),
         own("snap_create", snapshot::create),
         own("snap_create.ssh", snapshot::create_ssh),
+        own("snap_create_live", snapshot::create_live),
+        own("snap_create_live.ssh", snapshot::create_live_ssh),
         own("snap_revert", snapshot::revert),
         own("snap_revert.ssh", snapshot::revert_ssh),
         own("snap_delete", snapshot::delete),

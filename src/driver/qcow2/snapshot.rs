@@ -1,4 +1,4 @@
-//! `snap_create`, `snap_revert`, `snap_delete` and their `.ssh` variants: snapshots of a disk of a VM that does not run.
+//! `snap_create`, `snap_create_live`, `snap_revert`, `snap_delete` and their `.ssh` variants: snapshots of a disk.
 //!
 //! Source: contract 02 §5, §6. What lies there is read once, [`crate::image::chain`] decides, one script on the host does
 //! it; `docs/chains.md` has the table. Killed anywhere, the same action completes it.
@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::running::{Guest, Running};
 use crate::chains::{self, Files, Phase, Query, Staging};
 use crate::context::Cx;
 use crate::driver::common::args::{Disk, lock_of};
@@ -16,7 +17,7 @@ use crate::driver::{Reply, TmRequest, misuse};
 use crate::exec::host::{Host, ScriptError};
 use crate::exec::op::Op;
 use crate::exec::step::Step;
-use crate::image::chain::{Chain, Manner, Names, Plan, Refusal, Style};
+use crate::image::chain::{self, Chain, Manner, Names, Plan, Refusal, Style};
 use crate::location::with_suffix;
 use crate::payload::Vm;
 
@@ -68,16 +69,19 @@ pub fn delete_ssh(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Act {
     Create,
+    CreateLive,
     Revert,
     Delete,
 }
 
 impl Act {
-    fn plan(self, chain: &Chain, k: u32) -> Result<Plan, Refusal> {
-        match self {
-            Self::Create => chain.create(k),
-            Self::Revert => chain.revert(k),
-            Self::Delete => chain.delete(k),
+    fn plan(self, chain: &Chain, k: u32, files: Option<&chain::Live>) -> Result<Plan, Refusal> {
+        match (self, files) {
+            (Self::Create | Self::CreateLive, None) => chain.create(k),
+            (Self::Create | Self::CreateLive, Some(files)) => chain.create_live(k, files),
+            (Self::Revert, _) => chain.revert(k),
+            (Self::Delete, None) => chain.delete(k),
+            (Self::Delete, Some(files)) => chain.delete_live(k, files),
         }
     }
 
@@ -85,7 +89,7 @@ impl Act {
     fn words(self, names: &Names, style: Style, k: u32) -> (String, String) {
         let of = |number: u32| names.folder().join(number.to_string()).display().to_string();
         match self {
-            Self::Create => {
+            Self::Create | Self::CreateLive => {
                 // The file that is made: a chain's snapshot is the file that is frozen.
                 let made = if style == Style::Copies { k } else { k.saturating_add(1) };
                 (format!("Error creating snapshot {}", of(made)), format!("Creating snapshot {}", of(k)))
@@ -98,6 +102,16 @@ impl Act {
     }
 }
 
+/// `snap_create_live`.
+pub fn create_live(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
+    run(cx, request, Layout::Shared, Act::CreateLive)
+}
+
+/// `snap_create_live.ssh`.
+pub fn create_live_ssh(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
+    run(cx, request, Layout::Host, Act::CreateLive)
+}
+
 fn run(cx: &Cx<'_>, request: &TmRequest, layout: Layout, act: Act) -> Result<Reply> {
     // What is read.
     let id = request.number(2, "VM_ID")?;
@@ -106,17 +120,19 @@ fn run(cx: &Cx<'_>, request: &TmRequest, layout: Layout, act: Act) -> Result<Rep
     let vm = cx.oned().vm(id).with_context(|| format!("Error with the snapshots of {}", disk.place.text))?;
     let query = query(&vm, id, &disk, layout)?;
     let (failure, what) = act.words(&query.names, query.style, k);
-    if act == Act::Delete && vm.lcm_state.get().map_err(misuse)? == Some(SNAPSHOT_DELETE) {
-        let domain = vm.deploy_id.or("?");
-        bail!("{failure}: deleting it while the domain {domain} runs is not served yet, power the VM off first");
-    }
+    let live =
+        act == Act::CreateLive || (act == Act::Delete && vm.lcm_state.get().map_err(misuse)? == Some(SNAPSHOT_DELETE));
+    let guest =
+        if live { Some(Guest::of(&vm, id, &disk, query.style).with_context(|| failure.clone())?) } else { None };
     Target::lock(cx, &disk.place)?;
     let host = &disk.place.host;
     let mut ask = |ops| cx.query(host, ops).map_err(anyhow::Error::from);
+    let running = guest.as_ref().map(|guest| guest.look(cx, host)).transpose().with_context(|| failure.clone())?;
     let reading = chains::read(&query, &mut ask).with_context(|| failure.clone())?;
 
     // What is decided.
-    let plan = act.plan(&Chain::of(&reading.facts), k).with_context(|| failure.clone())?;
+    let files = running.as_ref().map(Running::files);
+    let plan = act.plan(&Chain::of(&reading.facts), k, files.as_ref()).with_context(|| failure.clone())?;
     let staging = Staging::of(&query.names).context("Cannot tell this process from others")?;
 
     // What is done.
@@ -125,7 +141,14 @@ fn run(cx: &Cx<'_>, request: &TmRequest, layout: Layout, act: Act) -> Result<Rep
         cx.warn(note);
     }
     for phase in chains::phases(&plan, &staging) {
-        let Phase::Files(files) = phase else { bail!("{failure}: it needs the VM to run") };
+        let files = match (phase, &running) {
+            (Phase::Files(files), _) => files,
+            (Phase::Domain(step), Some(running)) => {
+                running.run(&step).with_context(|| failure.clone())?;
+                continue;
+            }
+            (Phase::Domain(_), None) => bail!("{failure}: it needs the VM to run"),
+        };
         let lock = Op::Lock { name: lock_of(id, &disk.name()), wait_seconds: LOCK_WAIT };
         let mut before = vec![lock.clone()];
         before.extend(staging.prepare(&reading.staged));
@@ -135,7 +158,10 @@ fn run(cx: &Cx<'_>, request: &TmRequest, layout: Layout, act: Act) -> Result<Rep
             before.push(Op::Remove { path: digest, tree: false, must_exist: false });
         }
         let script = Script { host, failure: &failure, lock, before, files: &files, leave: staging.leave() };
-        script.run(cx)?;
+        match running.as_ref().filter(|_| query.style == Style::Copies && act == Act::CreateLive) {
+            Some(running) => script.run_frozen(running)?,
+            None => script.run(cx)?,
+        }
     }
     Ok(Reply::Nothing)
 }
@@ -151,6 +177,15 @@ struct Script<'a> {
 }
 
 impl Script<'_> {
+    /// Runs it while the guest stands still: a copy of what is being written to.
+    fn run_frozen(self, running: &Running<'_>) -> Result<()> {
+        let whole = self.files.ops();
+        // What is copied to is this action's alone: without the lock nobody has made it.
+        let undo = self.files.scratch().into_iter().chain(self.leave.clone());
+        let ops: Vec<Op> = self.before.into_iter().chain(whole).chain(self.leave).collect();
+        running.frozen(self.files.what(), &ops, undo).with_context(|| self.failure.to_owned())
+    }
+
     /// Runs it. Taken back is what it has done and nothing else: where it did not get the lock, another action is at work.
     fn run(self, cx: &Cx<'_>) -> Result<()> {
         let begin = self.before.len();

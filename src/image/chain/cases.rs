@@ -62,7 +62,8 @@ fn create_live_lets_the_domain_switch_before_the_link_does() {
         "Make the empty layer 4 on 3\nHave the domain write to 4\nPoint disk.0 to 4\n"
     );
     let plan = world.chain().create_live(3, &world.live()).expect("fine");
-    assert!(plan.steps.iter().all(|one| one.undo.is_empty()));
+    let undo: Vec<_> = plan.steps.iter().flat_map(|one| &one.undo).map(ToString::to_string).collect();
+    assert_eq!(undo, ["Point /ds/0/7/disk.0 to disk.0.snap/3"], "the layer is the domain's to put away");
     // Killed before the link: all that is left to do is the link, whatever the guest has written.
     plan.steps[..2].iter().for_each(|one| world.apply(&one.step, usize::MAX));
     world.write(1, 77);
@@ -149,11 +150,21 @@ fn delete_row_by_row_live() {
     assert_eq!(live(&world, 1), "Put 2 on 0, its content stays\nRemove 1\n", "not open by the domain");
     assert_eq!(
         live(&world, 0),
-        "Put 1 on /ds/1/image, its content stays\n\
-         Have the domain pull what lies above /ds/1/image into its current file\nRemove 0\n"
+        "Have the domain pull what lies above /ds/1/image into its current file\n\
+         Put 1 on /ds/1/image, its content stays\nRemove 0\n"
     );
     let create = world.chain().create_live(3, &world.live()).expect("fine");
     world.run(&create);
+    assert_eq!(live(&world, 1), "Put 2 on 0, its content stays\nRemove 1\n", "beside");
+    // The domain has opened 3 by the disk's link, which leads to 5 by now: QEMU must not write to it.
+    let create = world.chain().create_live(4, &world.live()).expect("fine");
+    world.run(&create);
+    assert_eq!(
+        live(&world, 3),
+        "Have the domain pull what lies above 0 into its current file\nPut 4 on 0, its content stays\nRemove 3\n"
+    );
+    world.domain = None;
+    world.boot();
     assert_eq!(
         live(&world, 0),
         "Put 1 on /ds/1/image, its content stays\nWrite 3 into 0.deleting\nHave the domain merge 3 into 0\n\

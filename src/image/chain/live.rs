@@ -7,7 +7,6 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::facts::Manner;
 use super::finding::{Finding, Refusal};
 use super::model::{Below, Chain, Node};
 use super::offline::removed_files;
@@ -26,8 +25,23 @@ struct Running {
     chain: Chain,
     /// The files that it has open, the current one first; those outside of the disk left out.
     open: Vec<Node>,
+    /// The position of the file that it opened by the disk's link, if that is not the current one: QEMU knows the file by
+    /// that name, and would open by it whatever the link leads to now.
+    by_link: Option<usize>,
     /// Points the disk to the domain's current file, where an interrupted snapshot has left it behind.
     relink: Option<Step>,
+}
+
+/// A merge in the domain's chain.
+struct Merge<'a> {
+    /// Stands on the child.
+    above: &'a Node,
+    /// Is merged.
+    child: &'a Node,
+    /// Position of the file that it is merged into.
+    at: usize,
+    /// That file.
+    data: &'a Node,
 }
 
 impl Chain {
@@ -62,14 +76,15 @@ impl Chain {
         if open != by_headers {
             return Err(differs(&by_headers));
         }
-        Ok(Running { open, chain, relink })
+        let by_link = paths.iter().skip(1).position(|path| is_disk(path)).map(|at| at + 1);
+        Ok(Running { open, chain, by_link, relink })
     }
 
     /// Plans snapshot `k` of a running VM's disk. The domain has to be frozen or suspended around the plan's
     /// [`Step::LiveSnapshot`] or [`Step::PutCopy`].
     ///
-    /// No step is taken back: once the domain writes to the new layer it must stay, and before that it is blank and the
-    /// next operation uses or removes it.
+    /// The new layer is not taken back with the files: once the domain writes to it, only the domain can put it away again,
+    /// and before that it is blank and the next operation uses or removes it.
     ///
     /// # Errors
     /// See [`Refusal`].
@@ -99,10 +114,8 @@ impl Chain {
             plan.push(chain.overlay(&new.layer, &new.frozen, &active)?);
         }
         plan.push(Step::LiveSnapshot { file: chain.path(&new.layer) });
-        plan.push(chain.point_to(&new.layer));
-        for planned in &mut plan.steps {
-            planned.undo.clear();
-        }
+        let back = Step::Link { link: chain.names.disk.clone(), target: chain.link_text(&new.frozen) };
+        plan.push_with(chain.point_to(&new.layer), back);
         Ok(plan)
     }
 
@@ -115,7 +128,7 @@ impl Chain {
     /// # Errors
     /// See [`Refusal`].
     pub fn delete_live(&self, k: u32, live: &Live) -> Result<Plan, Refusal> {
-        let Running { chain, open, relink } = self.running(live)?;
+        let Running { chain, open, by_link, relink } = self.running(live)?;
         let mut plan = Plan::default();
         relink.into_iter().for_each(|step| plan.push(step));
         let tidied = chain.tidied(None, false)?;
@@ -130,37 +143,46 @@ impl Chain {
             None => None,
         };
         let on_top = child.is_some() && child.as_ref() == open.first();
+        // What a merge writes to besides: the file above, its new backing name; the current file is open for writing.
+        let written = [at, at.and_then(|at| at.checked_sub(2)).filter(|above| *above > 0)];
+        let base = chain.path_below(&file);
+        let pull = |at: usize| {
+            let base = base.map(|base| Open { path: base, at });
+            let backing = chain.named_below(&file).map(|(name, _)| name);
+            Step::BlockPull { file: chain.path(&chain.open_top()), base, backing }
+        };
         let beside: Vec<Node> = chain
             .dependents(&data)
             .into_iter()
             .filter(|node| Some(node) != child.as_ref() && !removed.contains(&chain.path(node)))
             .collect();
-        for other in &beside {
-            chain.sound(other)?;
-            // A merge would change what is behind another name too.
-            let step = match &child {
-                Some(_) if !on_top => chain.put_apart(other, &file),
-                _ if chain.below(other) != chain.below_of(&data) => continue,
-                _ => chain.put_below(other, &data),
-            };
-            plan.push(step);
-        }
-        let keep_relative = chain.manner != Manner::Absolute;
-        match child {
-            None => {}
-            Some(_) if on_top => {
-                let base = chain.path_below(&file).map(|base| Open { path: base, at: 2 });
-                plan.push(Step::BlockPull { base, keep_relative });
+        match (child, at) {
+            (Some(child), Some(at)) if !on_top && by_link.is_none_or(|link| !written.contains(&Some(link))) => {
+                for other in &beside {
+                    // The merge changes what is behind every name of the file.
+                    chain.sound(other)?;
+                    plan.push(chain.put_apart(other, &file));
+                }
+                let Some(above) = at.checked_sub(2).and_then(|above| open.get(above)) else {
+                    return Err(Refusal::NotLive { file: chain.path(&data), why: "nothing stands on its layer above" });
+                };
+                return chain.merge(k, &Merge { above, child: &child, at, data: &data }, plan);
             }
-            Some(child) => return chain.merge(k, (&child, at.unwrap_or_default()), &data, plan),
+            (Some(child), Some(at)) => {
+                // The file leaves the domain's chain; what lies between becomes a branch like any other.
+                plan.push(pull(at + 1));
+                if !on_top && chain.below(&child) == Below::Node(data.clone()) {
+                    plan.push(chain.put_below(&child, &data));
+                }
+            }
+            _ => {}
+        }
+        for other in beside.iter().filter(|other| chain.below(other) == Below::Node(data.clone())) {
+            chain.sound(other)?;
+            plan.push(chain.put_below(other, &data));
         }
         chain.forget(k, &data, &mut plan);
         Ok(plan)
-    }
-
-    /// [`Below::Node`] of exactly this name.
-    fn below_of(&self, node: &Node) -> Below {
-        Below::Node(node.clone())
     }
 
     /// Puts a layer on what `file` itself stands on, with a copy of what `file` holds.
@@ -177,8 +199,9 @@ impl Chain {
         }
     }
 
-    /// Merges `child`, the one above the file at position `at` of the domain's chain, into the file of snapshot `k`, which then holds the child's snapshot.
-    fn merge(&self, k: u32, (child, at): (&Node, usize), data: &Node, mut plan: Plan) -> Result<Plan, Refusal> {
+    /// Merges the child into the file of snapshot `k`, which then holds the child's snapshot.
+    fn merge(&self, k: u32, merge: &Merge<'_>, mut plan: Plan) -> Result<Plan, Refusal> {
+        let Merge { above, child, at, data } = *merge;
         let (top, base) = (self.path(child), self.path(data));
         let Some(owner) = self.owner(child) else {
             return Err(Refusal::NotLive { file: top, why: "its layer above is no snapshot" });
@@ -187,9 +210,13 @@ impl Chain {
         if self.deleting.get(&k).map(OsString::as_os_str) != top.file_name() {
             plan.push(Step::Mark { marker: self.deleting_marker(k), names: top.clone() });
         }
-        let keep_relative = self.manner != Manner::Absolute;
         let open = |path: &PathBuf, at| Open { path: path.clone(), at };
-        plan.push(Step::BlockCommit { top: open(&top, at - 1), base: open(&base, at), keep_relative });
+        plan.push(Step::BlockCommit {
+            top: open(&top, at - 1),
+            base: open(&base, at),
+            above: self.path(above),
+            backing: self.backing_name(data),
+        });
         // What else stands on the child: its content is in the file below now. The domain has put its own layer there.
         let open_above = |node: &Node| self.ancestry(&self.open_top()).contains(node);
         for other in self.dependents(child).iter().filter(|other| !open_above(other)) {

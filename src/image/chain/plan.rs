@@ -80,10 +80,12 @@ pub enum Step {
     },
     /// Has the running domain copy into its current file all that lies between it and `base`; may be interrupted.
     BlockPull {
-        /// What the current file stands on afterwards; none for nothing.
+        /// The current file.
+        file: PathBuf,
+        /// What it stands on afterwards; none for nothing.
         base: Option<Open>,
-        /// Whether names in headers are to stay relative.
-        keep_relative: bool,
+        /// Its name as it is to stand in the header.
+        backing: Option<PathBuf>,
     },
     /// Has the running domain merge `top` into `base` and take it out of its chain. Interrupted, `base` holds a part of
     /// it: what is read through `top` stays right, `base` alone is of no use any more.
@@ -92,8 +94,10 @@ pub enum Step {
         top: Open,
         /// The layer below it.
         base: Open,
-        /// Whether names in headers are to stay relative.
-        keep_relative: bool,
+        /// The layer above `top`, which stands on `base` afterwards.
+        above: PathBuf,
+        /// The name of `base` as it is to stand in its header.
+        backing: PathBuf,
     },
 }
 

@@ -236,7 +236,7 @@ impl World {
         }
     }
 
-    fn pull(&mut self, base: Option<&Open>, blocks: usize) {
+    fn pull(&mut self, base: Option<&Open>, backing: Option<&PathBuf>, blocks: usize) {
         let open = self.domain.as_ref().expect("it runs").open.clone();
         let keep = base.map_or(open.len(), |base| base.at);
         assert!(
@@ -250,13 +250,14 @@ impl World {
             }
         }
         if blocks == usize::MAX {
-            let backing = base.and_then(|_| self.images[&above[keep - 1]].backing.clone());
+            let format = self.images[&above[keep - 1]].backing.clone().map(|(_, format)| format);
+            let backing = backing.map(|name| (name.to_string_lossy().into_owned(), format.expect("an overlay")));
             self.images.get_mut(&above[0]).expect("there").backing = backing;
             self.domain.as_mut().expect("it runs").open.drain(1..keep);
         }
     }
 
-    fn commit(&mut self, top: &Open, base: &Open, keep_relative: bool, blocks: usize) {
+    fn commit(&mut self, top: &Open, base: &Open, backing: &Path, blocks: usize) {
         let open = self.domain.as_ref().expect("it runs").open.clone();
         for file in [top, base] {
             assert_eq!(
@@ -267,6 +268,10 @@ impl World {
             );
         }
         assert!(top.at > 0 && base.at == top.at + 1);
+        // QEMU opens a file once more, by the name that it knows, when it has to write to it.
+        for at in [base.at, top.at - 1].into_iter().filter(|at| *at > 0) {
+            assert_eq!(self.inode(&open[at].0), Some(open[at].1), "QEMU would write to another file");
+        }
         let upper = self.images[&open[top.at].1].clone();
         let lower = self.images.get_mut(&open[base.at].1).expect("there");
         for (at, byte) in upper.blocks.iter().enumerate().take(blocks) {
@@ -278,8 +283,7 @@ impl World {
             }
         }
         if blocks == usize::MAX {
-            let absolute = (base.path.to_string_lossy().into_owned(), "qcow2".to_owned());
-            let name = if keep_relative { upper.backing.expect("an overlay") } else { absolute };
+            let name = (backing.to_string_lossy().into_owned(), "qcow2".to_owned());
             self.images.get_mut(&open[top.at - 1].1).expect("there").backing = Some(name);
             self.domain.as_mut().expect("it runs").open.remove(top.at);
         }
@@ -290,8 +294,16 @@ impl World {
         let part = blocks != usize::MAX;
         match step {
             Step::Rebase { file, onto, copy } => self.rebase(file, onto.as_ref(), *copy, blocks),
-            Step::BlockPull { base, .. } => self.pull(base.as_ref(), blocks),
-            Step::BlockCommit { top, base, keep_relative } => self.commit(top, base, *keep_relative, blocks),
+            Step::BlockPull { file, base, backing } => {
+                let top = self.domain.as_ref().expect("it runs").open[0].1;
+                assert_eq!(self.inode(file), Some(top), "the current file");
+                self.pull(base.as_ref(), backing.as_ref(), blocks);
+            }
+            Step::BlockCommit { top, base, above, backing } => {
+                let over = self.domain.as_ref().expect("it runs").open[top.at - 1].1;
+                assert_eq!(self.inode(above), Some(over), "the file above");
+                self.commit(top, base, backing, blocks);
+            }
             _ if part => {}
             Step::MakeFolder { folder } => drop(self.folders.insert(folder.clone())),
             Step::DropFolder { folder } => drop(self.folders.remove(folder)),

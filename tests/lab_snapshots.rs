@@ -1,0 +1,349 @@
+//! The snapshot actions of `qcow2` on running domains: `cargo test --test lab_snapshots -- --ignored --test-threads 1`, as
+//! root.
+//!
+//! The guest writes all the time, and every file that holds one of its moments has to be whole: see `lab/writer.rs`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::Result;
+use onestore::action::{Action, Kind as Called};
+use onestore::context::{Cx, Hosts, Parts};
+use onestore::driver::{Driver, Serve, TmRequest};
+use onestore::exec::control::{Cancel, Control};
+use onestore::exec::host::local::Local;
+use onestore::exec::host::policy::{Policy, Remote};
+use onestore::exec::host::{Host, HostName};
+use onestore::exec::process::Programs;
+use onestore::exec::step::{Executor as _, Runner};
+use onestore::oned::{self, Oned, OnedEnv};
+use onestore::report::{Log, one_line};
+use onestore::settings::Settings;
+
+#[path = "lab/hypervisors.rs"]
+#[allow(dead_code)]
+mod hypervisors;
+#[path = "lab/writer.rs"]
+mod writer;
+
+use hypervisors::{Kind, Lab, Layout, lab, run};
+
+/// Hosts as the front-end reaches them.
+struct BySsh;
+
+impl Hosts for BySsh {
+    fn local(&self) -> Arc<dyn Host> {
+        Arc::new(Local::default())
+    }
+
+    fn remote(&self, name: &str) -> Result<Arc<dyn Host>> {
+        let note = |text: &str| println!("{text}");
+        Ok(Arc::new(Remote::new(HostName::new(name)?, Programs::default(), Policy::Auto, Arc::new(note))))
+    }
+}
+
+/// Disk 0 of a VM that is called `one-<id>`.
+struct Disk<'a> {
+    lab: &'a Lab,
+    id: u32,
+    domain: String,
+    disk: PathBuf,
+    folder: PathBuf,
+    /// What the guest had written, by snapshot.
+    moments: BTreeMap<u32, u32>,
+}
+
+/// `LCM_STATE` of a snapshot that is deleted while the VM runs, and of a VM that is off.
+const LIVE: u32 = 59;
+const OFF: u32 = 0;
+
+impl<'a> Disk<'a> {
+    /// A standalone clone as upstream makes it.
+    fn own(lab: &'a Lab, id: u32, domain: &str) -> Self {
+        let vm = lab.shared().join(format!("0/{id}"));
+        let folder = vm.join("disk.0.snap");
+        fs::create_dir_all(&folder).expect("makes");
+        writer::plant(&folder.join("0"), "qcow2");
+        symlink(".", folder.join("disk.0.snap")).expect("links");
+        symlink("disk.0.snap/0", vm.join("disk.0")).expect("links");
+        Self { lab, id, domain: domain.to_owned(), disk: vm.join("disk.0"), folder, moments: BTreeMap::new() }
+    }
+
+    /// A persistent image, used in place.
+    fn persistent(lab: &'a Lab, id: u32, domain: &str) -> Self {
+        let (vm, image) = (lab.shared().join(format!("0/{id}")), lab.shared().join("1/abc"));
+        let folder = lab.shared().join("1/abc.snap");
+        fs::create_dir_all(&vm).expect("makes");
+        fs::create_dir_all(&folder).expect("makes");
+        writer::plant(&image, "qcow2");
+        symlink(".", folder.join("abc.snap")).expect("links");
+        symlink(&image, folder.join("0")).expect("links");
+        symlink(folder.join("0"), vm.join("disk.0")).expect("links");
+        Self { lab, id, domain: domain.to_owned(), disk: vm.join("disk.0"), folder, moments: BTreeMap::new() }
+    }
+
+    /// `tm/qcow2/<action> host1:…/disk.0 <k> <vm> 1`.
+    fn act(&self, action: &'static str, k: u32, lcm: u32) -> Result<()> {
+        let oned = self.lab.path("oned");
+        fs::create_dir_all(oned.join("vm")).expect("makes");
+        let clone = if self.folder.starts_with(self.lab.shared().join("1")) { "NO" } else { "YES" };
+        let vm = format!(
+            "<VM><ID>{id}</ID><LCM_STATE>{lcm}</LCM_STATE><DEPLOY_ID>{domain}</DEPLOY_ID><TEMPLATE><DISK><DISK_ID>0</DISK_ID>\
+             <FORMAT>qcow2</FORMAT><CLONE>{clone}</CLONE><TARGET>hda</TARGET><SOURCE>{shared}/1/abc</SOURCE></DISK></TEMPLATE>\
+             <HISTORY_RECORDS><HISTORY><SEQ>0</SEQ><VM_MAD>kvm</VM_MAD></HISTORY></HISTORY_RECORDS></VM>",
+            id = self.id,
+            domain = self.domain,
+            shared = self.lab.shared().display()
+        );
+        fs::write(oned.join(format!("vm/{}.xml", self.id)), vm).expect("writes");
+        let layout = onestore::location::Layout::new(|_| None, Some(&self.lab.path("remotes")));
+        let settings = Settings::load(&layout, "qcow2", |name| (name == "VIRSH_RETRIES").then(|| "1".into()))?;
+        let log = Log::quiet("tm/qcow2/test");
+        let control = Control::new(Cancel::new());
+        let runner = Runner::new(control.clone(), &log);
+        let choice = format!("dir:{}", oned.display());
+        let connect = || -> Box<dyn Oned> {
+            oned::connect(&OnedEnv { choice: Some(choice.clone().into()), ..OnedEnv::default() })
+        };
+        let cx = Cx::new(Parts {
+            layout: &layout,
+            settings: &settings,
+            log: &log,
+            control,
+            hosts: &BySsh,
+            executor: &runner,
+            connect: &connect,
+            name: &|image| format!("new{image}"),
+        });
+        let entry = Driver::find(Called::Tm, "qcow2").and_then(|driver| driver.entry(action, None)).expect("served");
+        let Serve::Tm(serve) = entry.serve else { panic!("{action} is not the driver's own") };
+        let disk = format!("host1:{}", self.disk.display());
+        let args = [disk, k.to_string(), self.id.to_string(), "1".to_owned()].map(Into::into).to_vec();
+        let name = Action::find(Called::Tm, action).expect("an action").name;
+        serve(&cx, &TmRequest { mad: "qcow2".to_owned(), action: name, args, vm: None })?;
+        runner.commit()
+    }
+
+    #[track_caller]
+    fn must(&self, action: &'static str, k: u32, lcm: u32) {
+        self.act(action, k, lcm).unwrap_or_else(|error| panic!("{action} {k}: {}", one_line(&error)));
+        self.check();
+    }
+
+    /// A live snapshot, and what it holds.
+    #[track_caller]
+    fn snapshot(&mut self, k: u32) {
+        self.must("snap_create_live", k, OFF);
+        let file = self.file(k);
+        self.moments.insert(k, self.lab.highest("host1", &file));
+        self.check();
+    }
+
+    fn file(&self, k: u32) -> PathBuf {
+        match fs::read_to_string(self.folder.join(format!("{k}.current"))) {
+            Ok(text) => self.folder.join(Path::new(text.trim()).file_name().expect("a name")),
+            Err(_) => self.folder.join(k.to_string()),
+        }
+    }
+
+    /// Every snapshot holds what it held, and no work is left over.
+    #[track_caller]
+    fn check(&self) {
+        for (k, moment) in &self.moments {
+            assert_eq!(self.lab.highest("host1", &self.file(*k)), *moment, "snapshot {k}");
+        }
+        let names: Vec<String> = fs::read_dir(&self.folder)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        assert!(!names.iter().any(|name| name.ends_with(".deleting")), "{names:?}");
+    }
+
+    fn numbers(&self) -> Vec<u32> {
+        let entries = fs::read_dir(&self.folder).expect("a folder");
+        let mut ids: Vec<u32> =
+            entries.filter_map(|entry| entry.expect("an entry").file_name().to_str()?.parse().ok()).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    fn backing(&self, k: u32) -> String {
+        let file = self.folder.join(k.to_string());
+        let info = Command::new("qemu-img").args(["info", "-U", "--output=json"]).arg(file).output().expect("runs");
+        let info: serde_json::Value = serde_json::from_slice(&info.stdout).expect("json");
+        info["backing-filename"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+#[test]
+#[ignore = "needs root, libvirt, QEMU"]
+fn a_disks_life_with_snapshots_under_a_writing_guest() {
+    lab(Layout::default(), |lab| {
+        let path = lab.shared().join("0/7/disk.0");
+        let mut disk = Disk::own(lab, 7, "one-7");
+        let domain = lab.run_domain("host1", 7, &[(&path, "qcow2")], Kind::Transient);
+        disk.domain.clone_from(&domain.name);
+        for k in 0..3 {
+            domain.writes_on();
+            disk.snapshot(k);
+        }
+        assert_eq!(disk.numbers(), [0, 1, 2, 3]);
+        assert!(disk.moments.values().is_sorted());
+        domain.writes_on();
+
+        // In the middle: 2 is merged into 1, which holds snapshot 2 from now on.
+        disk.moments.remove(&1);
+        disk.must("snap_delete", 1, LIVE);
+        assert_eq!((disk.numbers(), disk.file(2)), (vec![0, 1, 3], disk.folder.join("1")));
+        assert_eq!(disk.backing(3), "disk.0.snap/1");
+        domain.writes_on();
+        // Right below the current file.
+        disk.moments.remove(&2);
+        disk.must("snap_delete", 2, LIVE);
+        assert_eq!((disk.numbers(), disk.backing(3).as_str()), (vec![0, 3], "disk.0.snap/0"));
+        disk.must("snap_delete", 2, LIVE);
+        let last = domain.writes_on();
+        domain.destroy();
+        assert!(lab.highest("host1", &path) >= last);
+
+        // Off: back to the first one, and a branch beside it stays.
+        disk.must("snap_create", 3, OFF);
+        disk.moments.insert(3, lab.highest("host1", &disk.file(3)));
+        disk.must("snap_revert", 0, OFF);
+        assert_eq!(lab.highest("host1", &path), disk.moments[&0]);
+        assert_eq!(disk.backing(4), "disk.0.snap/0");
+
+        // Runs again; 3 and 4 stand on 0. The branch is put elsewhere, then 0 goes.
+        let domain = lab.run_domain("host1", 7, &[(&path, "qcow2")], Kind::Transient);
+        domain.writes_on();
+        disk.snapshot(4);
+        domain.writes_on();
+        disk.moments.remove(&0);
+        disk.must("snap_delete", 0, LIVE);
+        assert_eq!(disk.numbers(), [0, 3, 5]);
+        assert_eq!((disk.file(4), disk.backing(3)), (disk.folder.join("0"), String::new()));
+        domain.destroy();
+        let domain = lab.run_domain("host1", 7, &[(&path, "qcow2")], Kind::Transient);
+        domain.writes_on();
+        disk.snapshot(5);
+        domain.writes_on();
+        // 5 is known by the link: neither may something be merged into it nor a name be written there.
+        disk.moments.remove(&4);
+        disk.must("snap_delete", 4, LIVE);
+        domain.writes_on();
+        disk.snapshot(6);
+        domain.writes_on();
+        disk.moments.remove(&5);
+        disk.must("snap_delete", 5, LIVE);
+        domain.writes_on();
+        // A leaf that the domain does not have open.
+        disk.moments.remove(&3);
+        disk.must("snap_delete", 3, LIVE);
+        let last = domain.writes_on();
+        domain.destroy();
+        assert!(lab.highest("host1", &path) >= last);
+        disk.must("snap_create", 7, OFF);
+        disk.moments.insert(7, lab.highest("host1", &disk.file(7)));
+        disk.must("snap_create", 8, OFF);
+        disk.moments.insert(8, disk.moments[&7]);
+
+        // Boots on a chain: the current file is known by the link, which still leads to it.
+        let domain = lab.run_domain("host1", 7, &[(&path, "qcow2")], Kind::Transient);
+        domain.writes_on();
+        disk.moments.remove(&7);
+        disk.must("snap_delete", 7, LIVE);
+        assert!(disk.folder.join("8.current").exists());
+        domain.writes_on();
+        let last = domain.writes_on();
+        domain.destroy();
+        for k in [6, 8] {
+            disk.moments.remove(&k);
+            disk.must("snap_delete", k, OFF);
+        }
+        assert_eq!((disk.numbers(), disk.backing(9)), (vec![9], String::new()));
+        assert!(lab.highest("host1", &path) >= last);
+    });
+}
+
+#[test]
+#[ignore = "needs root, libvirt, QEMU"]
+fn a_persistent_image_under_a_writing_guest() {
+    lab(Layout::default(), |lab| {
+        let path = lab.shared().join("0/8/disk.0");
+        let mut disk = Disk::persistent(lab, 8, "one-8");
+        let domain = lab.run_domain("host1", 8, &[(&path, "qcow2")], Kind::Transient);
+        disk.domain.clone_from(&domain.name);
+        domain.writes_on();
+        disk.snapshot(0);
+        domain.writes_on();
+        disk.snapshot(1);
+        domain.writes_on();
+        // QEMU knows the image by the disk's link, which has moved on: merging into it would write to another file.
+        disk.moments.remove(&0);
+        disk.must("snap_delete", 0, LIVE);
+        assert_eq!((disk.numbers(), disk.file(1)), (vec![1, 2], disk.folder.join("1")));
+        assert_eq!(
+            (disk.backing(1), disk.backing(2)),
+            (lab.shared().join("1/abc").display().to_string(), String::new())
+        );
+        domain.writes_on();
+        disk.snapshot(2);
+        domain.writes_on();
+        disk.moments.remove(&1);
+        disk.must("snap_delete", 1, LIVE);
+        disk.moments.remove(&2);
+        disk.must("snap_delete", 2, LIVE);
+        assert_eq!((disk.numbers(), disk.backing(3)), (vec![3], String::new()));
+        let last = domain.writes_on();
+        domain.destroy();
+        assert!(lab.highest("host1", &path) >= last);
+    });
+}
+
+#[test]
+#[ignore = "needs root, libvirt, QEMU"]
+fn a_live_snapshot_that_was_interrupted_is_completed() {
+    lab(Layout::default(), |lab| {
+        let path = lab.shared().join("0/9/disk.0");
+        let mut disk = Disk::own(lab, 9, "one-9");
+        let domain = lab.run_domain("host1", 9, &[(&path, "qcow2")], Kind::Transient);
+        disk.domain.clone_from(&domain.name);
+        domain.writes_on();
+        disk.snapshot(0);
+        domain.writes_on();
+        // As if killed after the domain has switched and before the link has.
+        fs::remove_file(&path).expect("removes");
+        symlink("disk.0.snap/0", &path).expect("links");
+        disk.must("snap_create_live", 0, OFF);
+        assert_eq!(fs::read_link(&path).expect("a link"), Path::new("disk.0.snap/1"));
+        // A layer that was made and never used is taken.
+        run(Command::new("qemu-img").current_dir(&disk.folder).args([
+            "create",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            "disk.0.snap/1",
+            "2",
+            "64M",
+        ]));
+        disk.snapshot(1);
+        assert_eq!(disk.numbers(), [0, 1, 2]);
+        domain.writes_on();
+        // A domain that is not there: nothing is touched.
+        disk.domain = "one-4711".to_owned();
+        let before = (disk.numbers(), fs::read_link(&path).expect("a link"));
+        let error = disk.act("snap_create_live", 2, OFF).expect_err("no such domain");
+        assert!(one_line(&error).contains("one-4711"), "{error:#}");
+        assert!(disk.act("snap_delete", 0, LIVE).is_err());
+        assert_eq!((disk.numbers(), fs::read_link(&path).expect("a link")), before);
+        domain.destroy();
+    });
+}
