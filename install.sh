@@ -9,7 +9,8 @@ usage() {
 install.sh: puts onestore into an OpenNebula front-end's remotes, and takes it out again.
 
   ./install.sh [--family KIND/MAD]… [--binary FILE] [--dry-run]
-      Switches driver families over: all that the binary completely serves, or those named (datastore/fs, tm/qcow2 …).
+      Switches driver families over: all that the binary completely serves, or those named (datastore/fs, tm/qcow2 …;
+      `datastore` is the program beside the drivers, downloader.sh).
       A family that is served in part is never switched over. Installed families are kept up to date as well.
       Without --binary: `onestore` beside this script, or else a static build from source (scripts/build.sh),
       for which missing packages are installed (scripts/packages.sh).
@@ -31,6 +32,7 @@ In the remotes R (/var/lib/one/remotes, or DIR/var/remotes):
   R/onestore/onestore    the binary, once
   R/onestore/launch      the launcher, a few dozen bytes; `onehost sync` copies it once for each entry
   R/KIND/MAD/ACTION      links ../../onestore/launch
+  R/datastore/downloader.sh   a link ../onestore/launch
 Beside them, not synced to hosts (/var/lib/one/onestore, or DIR/var/onestore):
   manifest               what stood at each path before, written before anything is replaced
   replaced/              the originals
@@ -44,6 +46,7 @@ EOF
 
 HERE=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 TAB=$'\t'
+IS_FAMILY='^(datastore|tm)(/[A-Za-z0-9_-]+)?$'
 
 say() { printf '%s\n' "$*"; }
 # One line: the object, the cause, the next step.
@@ -92,8 +95,8 @@ arguments() {
     done
     local family
     for family in "${FAMILIES[@]}"; do
-        [[ $family =~ ^(datastore|tm)/[A-Za-z0-9_-]+$ ]] ||
-            fail "Unknown family '$family': a family is datastore/MAD or tm/MAD, such as datastore/fs"
+        [[ $family =~ $IS_FAMILY ]] ||
+            fail "Unknown family '$family': a family is datastore/MAD or tm/MAD, such as datastore/fs, or datastore"
     done
 }
 
@@ -166,7 +169,7 @@ judge_binary() {
     families=$("$binary" families) || fail "$binary does not name its families: it may be damaged; build it again"
     while IFS=$TAB read -r family state count; do
         if [[ -z $family ]]; then continue; fi
-        [[ $family =~ ^(datastore|tm)/[A-Za-z0-9_-]+$ ]] || fail "$binary names a family '$family', which is none: it may be damaged; build it again"
+        [[ $family =~ $IS_FAMILY ]] || fail "$binary names a family '$family', which is none: it may be damaged; build it again"
         STATE_OF[$family]=$state
         COUNT_OF[$family]=$count
     done <<<"$families"
@@ -234,8 +237,8 @@ plan_install() {
             if [[ -n ${listed[$entry]-} ]]; then continue; fi
             TO_RETIRE+=("$entry")
             say "restore $entry (no longer served by $VERSION)"
-        done < <(recorded "$family/*[!/]")
-        if [[ $DRY_RUN == yes && -d $R/$family ]]; then
+        done < <(entries_of "$family")
+        if [[ $DRY_RUN == yes && $family == */* && -d $R/$family ]]; then
             for path in "$R/$family"/*; do
                 name=$family/${path##*/}
                 if [[ -n ${listed[$name]-} || -n ${RECORD[$name]-} || ! -e $path ]]; then continue; fi
@@ -376,7 +379,7 @@ uninstall() {
     [[ $DRY_RUN == yes ]] || lock
     load_manifest
     if [[ ${#RECORD[@]} -eq 0 ]]; then
-        for path in "$R"/{datastore,tm}/*/*; do
+        for path in "$R"/{datastore,tm}/{,*/}*; do
             if is_our_link "$path"; then
                 fail "$path is onestore's, but $STATE/manifest is missing: bring it back from a backup, or reinstall OpenNebula's package"
             fi
@@ -398,7 +401,7 @@ uninstall() {
 
     for family in "${FAMILIES[@]}"; do
         left_here=$left
-        mapfile -t entries < <(recorded "$family/*[!/]")
+        mapfile -t entries < <(entries_of "$family")
         for entry in "${entries[@]}"; do
             describe "$R/$entry"
             if [[ $D != "${RECORD[$entry]}" ]]; then
@@ -427,7 +430,8 @@ uninstall() {
 
     for entry in "${gone[@]}"; do unset "RECORD[$entry]"; done
     for family in "${FAMILIES[@]}"; do
-        if [[ -z $(recorded "$family/*[!/]") ]]; then unset "RECORD[$family/]"; fi
+        # The time of `datastore` itself is given back last.
+        if [[ $family == */* && -z $(entries_of "$family") ]]; then unset "RECORD[$family/]"; fi
     done
     if ! any_ours; then
         remove_binary
@@ -462,7 +466,7 @@ any_ours() {
 
 remove_binary() {
     local path
-    for path in "$R"/{datastore,tm}/*/*; do
+    for path in "$R"/{datastore,tm}/{,*/}*; do
         if is_our_link "$path"; then
             say "leave   onestore/: $path still points to it, and was not made by install.sh"
             return 0
@@ -494,7 +498,7 @@ check() {
     }
     load_manifest
     if [[ ${#RECORD[@]} -eq 0 ]]; then
-        for path in "$R"/onestore/* "$R"/{datastore,tm}/*/*; do
+        for path in "$R"/onestore/* "$R"/{datastore,tm}/{,*/}*; do
             if is_our_link "$path" || [[ $path == "$R/onestore/"* && -e $path ]]; then
                 fail "$path is onestore's, but $STATE/manifest is missing: run install.sh again"
             fi
@@ -522,9 +526,11 @@ check() {
     } | sort -u)
     for family in "${families[@]}"; do
         ours=0 theirs=0 missing=0 changed=0
-        if [[ -z ${RECORD[$family/]-} ]]; then
-            # Not ours: whatever can be called there is upstream's.
+        mapfile -t entries < <(entries_of "$family")
+        if [[ -z ${RECORD[$family/]-} || ${#entries[@]} -eq 0 ]]; then
+            # Not ours: whatever can be called there is upstream's; beside the drivers, what we would serve.
             for path in "$R/$family"/*; do
+                if [[ $family != */* && $path != */downloader.sh ]]; then continue; fi
                 if is_our_link "$path"; then
                     ours=$((ours + 1))
                     problem "$family/${path##*/} is onestore's, but not recorded: run install.sh --family $family"
@@ -535,7 +541,6 @@ check() {
             printf '%-24s %-10s %7s %9s %9s %8s %8s\n' "$family" "${STATE_OF[$family]}" "${COUNT_OF[$family]}" "$ours" "$theirs" - -
             continue
         fi
-        mapfile -t entries < <(recorded "$family/*[!/]")
         listed=()
         if [[ ${STATE_OF[$family]-} == complete ]]; then
             links_of "$binary" "$family"

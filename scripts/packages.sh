@@ -5,6 +5,7 @@
 #   musl    the C compiler wrapper for static musl binaries
 #   run     the programs that the drivers start
 #   test    what the tests need beyond that: file systems, an ssh server, loop devices
+#   hypervisor  QEMU and libvirt, for the labs with running domains
 #
 # What is there already is not asked for: with everything in place no package manager is called and no network is used.
 # Packages come through apt-get (as root, or by sudo without a password). Elsewhere it says what is missing, and fails.
@@ -53,8 +54,18 @@ collect() {
         need 'has zstd' zstd
         need 'has lz4' lz4
         ;;
+    hypervisor)
+        need 'has qemu-system-x86_64' qemu-system-x86
+        need 'has libvirtd' libvirt-daemon
+        need 'test -e /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so' libvirt-daemon-driver-qemu
+        # A package of its own from libvirt 10 on.
+        need 'has virtlogd' libvirt-daemon-log
+        need 'has virsh' libvirt-clients
+        need 'has ip' iproute2
+        need 'has setpriv && has nsenter' util-linux
+        ;;
     *)
-        echo "packages.sh: Unknown set '$1': build, musl, run and test exist" >&2
+        echo "packages.sh: Unknown set '$1': build, musl, run, test and hypervisor exist" >&2
         exit 2
         ;;
     esac
@@ -72,11 +83,38 @@ chmod 0755 $POLICY
 EOF
 }
 
+# A machine may have its qemu-utils from the release's backports, whose index is not configured (any more). QEMU has to be
+# from there too: with the release's own, apt would remove qemu-img. For this one call, by folders of our own: nothing of apt's stays changed.
+# Pinned by source package, or else the libraries of all else would come from there as well.
+backports() {
+    cat <<'EOF'
+set -- "$@"
+for package in "$@"; do shift; [ "$package" = libvirt-daemon-log ] && ! apt-cache show libvirt-daemon-log >/dev/null 2>&1 || set -- "$@" "$package"; done
+case " $* " in
+*' qemu-system-x86 '*)
+    have=$(dpkg-query -W -f '${Version}' qemu-utils 2>/dev/null || true)
+    case $have in
+    *~bpo*)
+        . /etc/os-release
+        dir=$(mktemp -d)
+        mkdir "$dir/sources" "$dir/preferences"
+        cp -a /etc/apt/sources.list.d/. "$dir/sources/"
+        cp -a /etc/apt/preferences.d/. "$dir/preferences/"
+        mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $VERSION_CODENAME" 'Origin: Debian' | head -n 1)
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $VERSION_CODENAME-backports main" >"$dir/sources/onestore.list"
+        printf 'Package: src:qemu src:seabios\nPin: release n=%s-backports\nPin-Priority: 990\n' "$VERSION_CODENAME" >"$dir/preferences/onestore"
+        set -- -o "Dir::Etc::SourceParts=$dir/sources" -o "Dir::Etc::PreferencesParts=$dir/preferences" "$@"
+        apt-get -qq -o "Dir::Etc::SourceParts=$dir/sources" update ;;
+    esac ;;
+esac
+EOF
+}
+
 as_root=()
 main() {
     local only_list=no set
     if [[ ${1-} == --missing ]]; then only_list=yes; shift; fi
-    [[ $# -gt 0 ]] || { echo 'packages.sh: No set given: build, musl, run and test exist' >&2; exit 2; }
+    [[ $# -gt 0 ]] || { echo 'packages.sh: No set given: build, musl, run, test and hypervisor exist' >&2; exit 2; }
     for set in "$@"; do collect "$set"; done
     [[ ${#MISSING[@]} -gt 0 ]] || return 0
     if [[ $only_list == yes ]]; then
@@ -100,7 +138,9 @@ main() {
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive LC_ALL=C sh -c "set -e
 $(forbid_daemons)
 apt-get -qq update
-apt-get -qq -y --no-install-recommends -o Dpkg::Use-Pty=0 install \"\$@\" </dev/null" packages "${MISSING[@]}" >&2 || {
+$(backports)
+apt-get -qq -y --no-remove --no-install-recommends -o Dpkg::Use-Pty=0 install \"\$@\" </dev/null
+[ -z \"\${dir-}\" ] || rm -rf -- \"\$dir\""  packages "${MISSING[@]}" >&2 || {
         echo "packages.sh: apt-get could not install ${MISSING[*]}: see above; install them by hand, then run this again" >&2
         exit 1
     }

@@ -2,8 +2,10 @@
 # scripts/remotes.sh: the remotes directory as install.sh sees it: what stands at a path, the manifest of what stood
 # there before, and the small steps that change an entry. Sourced by install.sh, which sets R, V, STATE, KEPT and fail.
 
-# What every entry of ours points to.
-LINK=../../onestore/launch
+# What an entry of ours points to: KIND/MAD/ACTION, and a program beside the drivers, KIND/NAME. Sets LINK.
+link_of() {
+    if [[ ${1#"$R"/} == */*/* ]]; then LINK=../../onestore/launch; else LINK=../onestore/launch; fi
+}
 
 # ---- what stands at a path ----------------------------------------------------------------------------------------
 
@@ -43,7 +45,10 @@ in_words() {
     esac
 }
 
-is_our_link() { [[ -L $1 && $(readlink -- "$1") == "$LINK" ]]; }
+is_our_link() {
+    link_of "$1"
+    [[ -L $1 && $(readlink -- "$1") == "$LINK" ]]
+}
 # Ours as well: the copy of the launcher that stands here after somebody copied remotes/ with links followed.
 is_ours() {
     if is_our_link "$1"; then return 0; fi
@@ -75,8 +80,21 @@ recorded() {
     done | sort
 }
 
-installed_families() { recorded 'datastore/*/' 'tm/*/' | sed 's,/$,,'; }
-recorded_entries() { recorded 'datastore/*/*[!/]' 'tm/*/*[!/]'; }
+recorded_entries() { recorded 'datastore/*[!/]' 'tm/*[!/]'; }
+# The recorded entries of one family: those directly in its folder.
+entries_of() {
+    local entry
+    while IFS= read -r entry; do
+        if [[ ${entry%/*} == "$1" ]]; then printf '%s\n' "$entry"; fi
+    done < <(recorded_entries)
+}
+# `datastore` and `tm` themselves are folders of every front-end: a family only with a program in it.
+installed_families() {
+    {
+        recorded 'datastore/*/' 'tm/*/' | sed 's,/$,,'
+        recorded_entries | sed -n 's,^\([^/]*\)/[^/]*$,\1,p'
+    } | sort -u
+}
 
 save_manifest() {
     local path text
@@ -112,7 +130,7 @@ temporary() { printf '%s/.onestore.%s.new' "${1%/*}" "${1##*/}"; }
 
 sweep() {
     local leftover
-    for leftover in "$R"/{datastore,tm}/*/.onestore.*.new "$R"/onestore/.onestore.*.new; do
+    for leftover in "$R"/{datastore,tm}/{,*/}.onestore.*.new "$R"/onestore/.onestore.*.new; do
         if [[ -e $leftover || -L $leftover ]]; then rm -f -- "$leftover"; fi
     done
 }
@@ -142,6 +160,7 @@ sync_kept() {
 publish_link() {
     local path=$1 new
     new=$(temporary "$path")
+    link_of "$path"
     ln -sfn -T -- "$LINK" "$new"
     give_owner "$new"
     mv -T -- "$new" "$path"

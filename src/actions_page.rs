@@ -3,23 +3,24 @@
 use std::fmt::Write as _;
 
 use crate::action::{ACTIONS, Kind};
-use crate::driver::DRIVERS;
+use crate::driver::{self, DRIVERS, PROGRAMS};
 
 /// Upstream's entries: kind, mad, action and behaviour, one a line (contract `entry-points.tsv`).
 const UPSTREAM: &str = include_str!("../tests/data/entry-points.tsv");
 
-/// Upstream's entries as `<kind>/<mad>/<entry>`.
+/// Upstream's entries as `<kind>/<mad>/<entry>`; a program beside the drivers has no mad.
 pub fn upstream_entries() -> impl Iterator<Item = String> {
     UPSTREAM.lines().skip(1).filter_map(|line| {
         let mut cells = line.split('\t');
-        Some(format!("{}/{}/{}", cells.next()?, cells.next()?, cells.next()?))
+        let (kind, mad, entry) = (cells.next()?, cells.next()?, cells.next()?);
+        Some(if mad.is_empty() { format!("{kind}/{entry}") } else { format!("{kind}/{mad}/{entry}") })
     })
 }
 
 /// The whole page.
 #[must_use]
 pub fn page() -> String {
-    let served: Vec<String> = DRIVERS.iter().flat_map(|d| d.links()).collect();
+    let served: Vec<String> = driver::links().collect();
     let all: Vec<String> = upstream_entries().collect();
     let count = all.iter().filter(|entry| served.contains(entry)).count();
     let mut out = String::from(
@@ -32,6 +33,9 @@ pub fn page() -> String {
             let _ =
                 writeln!(out, "| `{}/{mad}` | {} | {state} | {} |", driver.kind, driver.entries.len(), driver.about);
         }
+    }
+    for program in PROGRAMS {
+        let _ = writeln!(out, "| `{}` | 1 | complete | {} |", program.path, program.about);
     }
     let _ = writeln!(out, "\n{count} of upstream's {} entries are served.", all.len());
     for (kind, title) in [(Kind::Datastore, "Datastore actions"), (Kind::Tm, "Transfer manager actions")] {
@@ -86,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_complete_family_serves_every_entry_that_upstream_has() {
-        let served: Vec<String> = DRIVERS.iter().flat_map(|d| d.links()).collect();
+        let served: Vec<String> = driver::links().collect();
         for driver in DRIVERS.iter().filter(|d| d.complete) {
             for mad in driver.mads {
                 let prefix = format!("{}/{mad}/", driver.kind);
@@ -103,7 +107,7 @@ mod tests {
         // An additional `clone.qcow2` would change what the driver process calls (contract 10).
         let upstream: Vec<String> = upstream_entries().collect();
         let aliases = ACTIONS.iter().filter_map(|a| a.alias).collect::<Vec<_>>();
-        for link in DRIVERS.iter().flat_map(|d| d.links()) {
+        for link in driver::links() {
             let alias = aliases.iter().any(|a| link.ends_with(&format!("/{a}")));
             assert!(alias || upstream.contains(&link), "{link}");
         }

@@ -1,6 +1,8 @@
 //! What a person types: `onestore <verb>`. Calls by link and launcher never come here.
 
-use std::ffi::OsString;
+mod inspect;
+
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStringExt as _;
@@ -12,7 +14,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::action::{ACTIONS, Action};
 use crate::dispatch;
-use crate::driver::{DRIVERS, Driver};
+use crate::downloader::person;
+use crate::driver::{self, DRIVERS, Driver, PROGRAMS};
 use crate::exec::leash;
 use crate::invocation::Invocation;
 use crate::report::{Misuse, exit_status, one_line};
@@ -45,6 +48,10 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Tell what disk images are and whether a program may open them: format, size, references to other files
+    ///
+    /// Reads headers only and opens nothing else. Exit status: 0 all are safe, 1 one is unsafe, 2 one could not be read.
+    Inspect(inspect::Args),
     /// List the entries served, one `tm/qcow2/clone` a line
     Links {
         /// Only this family (`datastore/fs`); may be repeated
@@ -59,6 +66,8 @@ enum Verb {
         #[arg(long)]
         markdown: bool,
     },
+    /// Fetch an image: decoded, checked and complete, or not at all
+    Download(person::Download),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -95,6 +104,9 @@ pub fn main(mut words: impl Iterator<Item = OsString>) -> ExitCode {
         return ExitCode::from(leash::run(words));
     }
     leash::available();
+    if let Some(status) = program_call(&called_as, &args) {
+        return status;
+    }
     match driver_call(&called_as, &args) {
         Some(Ok(call)) => return dispatch::run(&call),
         Some(Err(error)) => return complain(&error),
@@ -112,6 +124,11 @@ pub fn main(mut words: impl Iterator<Item = OsString>) -> ExitCode {
         Verb::Ds(call) => by_words("ds", call),
         Verb::Tm(call) => by_words("tm", call),
         Verb::Agent { version } => ExitCode::from(crate::exec::agent::serve(&version)),
+        Verb::Inspect(args) => inspect::run(&args),
+        Verb::Download(args) => match person::run(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => complain(&error),
+        },
         verb => match print(verb) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => complain(&error),
@@ -119,9 +136,21 @@ pub fn main(mut words: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Runs the program beside the drivers that was called, if one was.
+fn program_call(called_as: &OsStr, args: &[OsString]) -> Option<ExitCode> {
+    let cwd = cwd();
+    if args.first().is_some_and(|a| a == "--as") {
+        let (program, remotes) = Invocation::program(Path::new(args.get(1)?), &cwd)?;
+        return Some((program.run)(args.get(2..).unwrap_or_default().to_vec(), &remotes));
+    }
+    let called = [called_as.to_owned(), executed()];
+    let (program, remotes) = called.iter().find_map(|path| Invocation::program(Path::new(path), &cwd))?;
+    Some((program.run)(args.to_vec(), &remotes))
+}
+
 /// The call that oned makes: by link (our own name), by launcher (`--as PATH`), or none.
-fn driver_call(called_as: &OsString, args: &[OsString]) -> Option<Result<Invocation>> {
-    let cwd = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+fn driver_call(called_as: &OsStr, args: &[OsString]) -> Option<Result<Invocation>> {
+    let cwd = cwd();
     if args.first().is_some_and(|a| a == "--as") {
         let path = args.get(1).cloned().unwrap_or_default();
         let rest = args.get(2..).unwrap_or_default().to_vec();
@@ -129,12 +158,17 @@ fn driver_call(called_as: &OsString, args: &[OsString]) -> Option<Result<Invocat
         let refuse = || Misuse(format!("{} is no path of a driver action", Path::new(&path).display()));
         return Some(call.ok_or_else(|| refuse().into()));
     }
-    // A caller may set argv[0] to anything; the kernel remembers the path that was executed.
-    let executed = OsString::from_vec(rustix::param::linux_execfn().to_bytes().to_vec());
-    [called_as, &executed]
-        .into_iter()
-        .find_map(|path| Invocation::from_path(Path::new(path), &cwd, args.to_vec()))
-        .map(Ok)
+    let called = [called_as.to_owned(), executed()];
+    called.iter().find_map(|path| Invocation::from_path(Path::new(path), &cwd, args.to_vec())).map(Ok)
+}
+
+fn cwd() -> PathBuf {
+    std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"))
+}
+
+/// A caller may set argv[0] to anything; the kernel remembers the path that was executed.
+fn executed() -> OsString {
+    OsString::from_vec(rustix::param::linux_execfn().to_bytes().to_vec())
 }
 
 fn by_words(kind: &str, call: Call) -> ExitCode {
@@ -174,7 +208,7 @@ fn print(verb: Verb) -> Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "onestore", &mut script);
             String::from_utf8_lossy(&script).into_owned()
         }
-        Verb::Ds(_) | Verb::Tm(_) | Verb::Agent { .. } => String::new(),
+        Verb::Ds(_) | Verb::Tm(_) | Verb::Agent { .. } | Verb::Download(_) | Verb::Inspect(_) => String::new(),
     };
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -188,13 +222,14 @@ fn family_names(driver: &Driver) -> impl Iterator<Item = String> + '_ {
 }
 
 fn links(wanted: &[String]) -> Result<String> {
-    let all: Vec<String> = DRIVERS.iter().flat_map(|d| family_names(d)).collect();
+    let programs = PROGRAMS.iter().map(|program| program.family().to_owned());
+    let all: Vec<String> = DRIVERS.iter().flat_map(|d| family_names(d)).chain(programs).collect();
     if let Some(unknown) = wanted.iter().find(|w| !all.contains(w)) {
         return Err(Misuse(format!("Unknown family {unknown:?}: there are {}", all.join(" "))).into());
     }
-    let mut lines: Vec<String> = DRIVERS.iter().flat_map(|d| d.links()).collect();
+    let mut lines: Vec<String> = driver::links().collect();
     if !wanted.is_empty() {
-        lines.retain(|line| wanted.iter().any(|w| line.starts_with(&format!("{w}/"))));
+        lines.retain(|line| wanted.iter().any(|w| line.rsplit_once('/').is_some_and(|(family, _)| family == w)));
     }
     lines.sort();
     Ok(lines.into_iter().fold(String::new(), |text, line| text + &line + "\n"))
@@ -209,6 +244,10 @@ fn families() -> String {
             let _ = writeln!(text, "{name}\t{state}\t{entries}");
         }
     }
+    for program in PROGRAMS {
+        let entries = PROGRAMS.iter().filter(|other| other.family() == program.family()).count();
+        let _ = writeln!(text, "{}\tcomplete\t{entries}", program.family());
+    }
     text
 }
 
@@ -220,6 +259,9 @@ fn actions() -> String {
         let folder = action.kind.folder();
         let arguments = action.args.join(" ");
         let _ = writeln!(text, "{folder:<9}  {:<name$}  {arguments:<args$}  {}", action.name, action.what);
+    }
+    for program in PROGRAMS {
+        let _ = writeln!(text, "{}  {}", program.path, program.about);
     }
     text
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::action::{Action, Kind};
+use crate::driver::{PROGRAMS, Program};
 use crate::location::normalize;
 
 /// One call of a driver action.
@@ -54,6 +55,15 @@ impl Invocation {
         let mut call = Self::new(kind, mad, action, args).ok()?;
         call.remotes = whole.ancestors().nth(3).map(Path::to_owned);
         Some(call)
+    }
+
+    /// The `remotes` folder of a program beside the drivers, when the last two components of `path` name one
+    /// (`datastore/downloader.sh`), and which it is.
+    #[must_use]
+    pub fn program(path: &Path, cwd: &Path) -> Option<(&'static Program, PathBuf)> {
+        let whole = normalize(&cwd.join(path));
+        let program = PROGRAMS.iter().find(|program| whole.ends_with(program.path))?;
+        Some((program, whole.ancestors().nth(2)?.to_owned()))
     }
 
     /// The call that `onestore ds|tm MAD ACTION[.SYSTEM] ARGS…` stands for.
@@ -141,6 +151,18 @@ mod tests {
     fn the_remotes_folder_is_kept() {
         let call = Invocation::from_path(Path::new("/r/one/tm/ssh/../qcow2/ln"), Path::new("/"), vec![]);
         assert_eq!(call.and_then(|c| c.remotes), Some(PathBuf::from("/r/one")));
+    }
+
+    #[test]
+    fn programs_stand_beside_the_drivers() {
+        let found =
+            |path: &str, cwd: &str| Invocation::program(Path::new(path), Path::new(cwd)).map(|(_, remotes)| remotes);
+        let one = Some(PathBuf::from("/r/one"));
+        assert_eq!(found("/r/one/datastore/downloader.sh", "/"), one);
+        assert_eq!(found("/r/one/datastore/fs/../downloader.sh", "/"), one);
+        assert_eq!(found("./downloader.sh", "/r/one/datastore"), one);
+        assert_eq!(found("/r/one/datastore/fs/downloader.sh", "/"), None);
+        assert_eq!(found("/usr/bin/downloader.sh", "/"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! - [`invocation`]: how we were called, by link or by hand, as one value.
 //! - [`action`]: every action that OpenNebula calls, with arguments and reply.
 //! - [`dispatch`]: from a call to its reply; the only caller of drivers. [`actions_page`] prints the tables.
+//! - [`downloader`]: `datastore/downloader.sh` for those who call it, `onestore download` for people.
 //! - [`driver`]: the storage families, one file or folder each, and the table of all of them.
 //! - [`context`]: what a driver is given; `query` and `apply` are its only ways out.
 //! - [`payload`]: standard input as typed values.
@@ -23,6 +24,7 @@ pub mod actions_page;
 pub mod cli;
 pub mod context;
 pub mod dispatch;
+pub mod downloader;
 pub mod driver;
 pub mod exec;
 pub mod image;

@@ -28,8 +28,7 @@ pub struct Misuse(pub String);
 /// The exit status for an error.
 #[must_use]
 pub fn exit_status(error: &anyhow::Error) -> u8 {
-    let stopped = error.chain().find_map(stopped);
-    match stopped {
+    match find::<Stopped>(error) {
         Some(Stopped::Cancelled) => CANCELLED,
         Some(Stopped::Deadline) => TIMED_OUT,
         None if error.is::<Misuse>() => MISUSED,
@@ -37,15 +36,20 @@ pub fn exit_status(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// What stopped the work, if this error is or holds that.
+/// The first error of this type among the causes.
 ///
-/// An `io::Error` hides what it was made of from `Error::source`: readers hand [`Stopped`] on inside one.
-fn stopped<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Stopped> {
-    if let Some(stopped) = error.downcast_ref::<Stopped>() {
-        return Some(stopped);
+/// An `io::Error` hides what it was made of from `Error::source`: readers hand errors of ours on inside one.
+#[must_use]
+pub fn find<E: std::error::Error + 'static>(error: &anyhow::Error) -> Option<&E> {
+    error.chain().find_map(within)
+}
+
+fn within<'e, E: std::error::Error + 'static>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e E> {
+    if let Some(found) = error.downcast_ref::<E>() {
+        return Some(found);
     }
     let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
-    std::iter::successors(Some(inner as &(dyn std::error::Error + 'static)), |e| e.source()).find_map(stopped)
+    std::iter::successors(Some(inner as &(dyn std::error::Error + 'static)), |e| e.source()).find_map(within)
 }
 
 /// The error and its causes as one line without control characters.

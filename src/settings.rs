@@ -43,7 +43,9 @@ impl Settings {
             etc.join("datastore").join(mad).join(format!("{mad}.conf")),
             etc.join("onestore.conf"),
         ];
-        let mut values = HashMap::new();
+        // Of the hypervisor's own file only what storage needs: it sets much else.
+        let mut values = read_conf(&etc.join("vmm/kvm/kvmrc"))?;
+        values.retain(|name, _| HYPERVISOR.contains(&name.as_str()));
         for file in files {
             values.extend(read_conf(&file)?);
         }
@@ -82,7 +84,18 @@ impl Settings {
 }
 
 /// Names that the environment may set for a driver.
-const OVERRIDABLE: &[&str] = &["SUPPORTED_FS", "BACKUP_BASE_PATH", "QCOW2_OPTIONS", "TLS_VERIFY"];
+const OVERRIDABLE: &[&str] = &[
+    "SUPPORTED_FS",
+    "BACKUP_BASE_PATH",
+    "QCOW2_OPTIONS",
+    "TLS_VERIFY",
+    "LIBVIRT_URI",
+    "VIRSH_TIMEOUT",
+    "VIRSH_RETRIES",
+];
+
+/// What is taken from `vmm/kvm/kvmrc` (contract 01 §4).
+const HYPERVISOR: &[&str] = &["LIBVIRT_URI", "VIRSH_TIMEOUT", "VIRSH_RETRIES"];
 
 fn read_conf(path: &Path) -> Result<HashMap<String, String>, BadConf> {
     let bad = |source| BadConf { path: path.to_owned(), source };

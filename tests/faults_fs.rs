@@ -585,13 +585,14 @@ mod sources {
         let mut images = std::collections::BTreeSet::new();
         for (number, started) in copying.into_iter().enumerate() {
             let ran = finish(started);
-            if number != 7 {
+            // The kill may come too late.
+            if number != 7 || ran.status.success() {
                 images.insert(ran.source("cp"));
             }
         }
         images.insert(house.act("cp", &path(&file)).source("the last"));
-        assert_eq!(images.len(), 16);
+        assert!([16, 17].contains(&images.len()), "{images:?}");
         assert!(images.iter().all(|image| digest(image) == whole));
-        assert_eq!((house.staged(), house.content().len()), (vec![], 16));
+        assert_eq!((house.staged(), house.content().len()), (vec![], images.len()));
     }
 }

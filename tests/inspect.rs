@@ -113,6 +113,7 @@ fn what_a_header_tells_besides_is_told() {
         assert!(found.features.iter().any(|name| name == feature), "{feature}: {:?}", found.features);
     }
     assert!(found.verdict.is_safe());
+    assert_eq!(found.bitmaps, 1);
     let json: serde_json::Value = serde_json::to_value(&found).unwrap();
     assert_eq!(json["format"], "qcow2");
     assert_eq!(json["virtual-size"], 1u64 << 30);
@@ -253,6 +254,137 @@ fn every_hostile_image_is_refused() {
         let part = inspect(&mut Prefix::new(head, Some(bytes.len() as u64))).unwrap();
         assert!(!part.verdict.is_safe(), "{name}, first 64 KiB: {part:?}");
     }
+}
+
+/// Classes of hostile images: how their names begin, and what they are.
+const CLASSES: [(&str, &str); 27] = [
+    ("backing-", "stands on another file or address"),
+    ("datafile", "keeps its data in another file"),
+    ("guest-disk", "a raw disk that begins with the header of another format"),
+    ("vmdk-footer", "has a second header that differs or is missing"),
+    ("vmdk-capacity", "claims an impossible size"),
+    ("vmdk-no-", "has no description of its parts"),
+    ("vmdk-", "names its parts, or a parent"),
+    ("qcow1-", "header fields that are impossible"),
+    ("qcow1", "stands on another file"),
+    ("qed-backing", "stands on another file"),
+    ("qed-unknown", "needs features that nobody knows"),
+    ("incompat-", "needs features that nobody knows"),
+    ("vpc-diff", "stands on another file"),
+    ("vdi-diff", "stands on another file"),
+    ("vdi-parent", "stands on another file"),
+    ("virt-", "claims an impossible size"),
+    ("l1-", "tables that are impossible"),
+    ("refcount-", "tables that are impossible"),
+    ("bitmaps-", "tables that are impossible"),
+    ("snapshots", "holds states that its size does not show"),
+    ("crypt", "is encrypted inside its container"),
+    ("encryption-", "is encrypted inside its container, or says so"),
+    ("marked-", "is damaged by its own account"),
+    ("cut-", "ends inside its header"),
+    ("bochs", "a format that nobody needs"),
+    ("cloop", "a format that nobody needs"),
+    ("", "header fields that are impossible"),
+];
+
+/// The table in `docs/hostile-images.md`.
+fn hostile_page() -> String {
+    use std::fmt::Write as _;
+    let mut rows: Vec<(&str, String)> = Vec::new();
+    for (name, bytes) in hostile::all() {
+        let found = whole(&bytes);
+        let class = CLASSES.iter().find(|(begin, _)| name.starts_with(begin)).unwrap().1;
+        let verdict = found.verdict.to_string().replace('|', "\\|");
+        rows.push((class, format!("| `{name}` | {} | {verdict} |", found.format)));
+    }
+    let mut page = String::from(include_str!("inspect/hostile-images.head.md"));
+    let mut classes: Vec<&str> = Vec::new();
+    classes.extend(rows.iter().map(|(class, _)| *class));
+    classes.sort_unstable();
+    classes.dedup();
+    for class in classes {
+        let mut title = class.to_owned();
+        title[..1].make_ascii_uppercase();
+        let _ = write!(page, "\n## {title}\n\n| case | format | verdict |\n|---|---|---|\n");
+        for (_, row) in rows.iter().filter(|(other, _)| *other == class) {
+            page.push_str(row);
+            page.push('\n');
+        }
+    }
+    page
+}
+
+/// `UPDATE_DOCS=1 cargo test --test inspect page` writes it.
+#[test]
+fn the_page_of_hostile_images_is_current() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hostile-images.md");
+    let page = hostile_page();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == page, "docs/hostile-images.md is old: UPDATE_DOCS=1 cargo test --test inspect page");
+}
+
+#[test]
+fn parents_are_named_where_their_format_names_them() {
+    let all = hostile::all();
+    let of = |name: &str| whole(&all.iter().find(|(case, _)| *case == name).unwrap().1);
+    assert_eq!(of("vpc-differencing").references[0].name, "/etc/passwd");
+    assert!(of("vpc-differencing").verdict.to_string().contains("the parent '/etc/passwd'"));
+
+    let mut vdi = hostile::vdi(4, 1 << 20, 1, 1 << 20, 0);
+    vdi[424..440].copy_from_slice(&[4, 3, 2, 1, 6, 5, 8, 7, 9, 10, 11, 12, 13, 14, 15, 16]);
+    assert_eq!(whole(&vdi).references[0].name, "uuid:01020304-0506-0708-090a-0b0c0d0e0f10");
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut vhdx = std::fs::read(create(dir.path(), "v", "vhdx", "", "10M")).unwrap();
+    let text = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let (key, value) = (text("absolute_win32_path"), text("C:\\secret\n.vhdx"));
+    let mut locator = vec![0; 16];
+    locator.extend([0, 0, 1, 0]);
+    locator.extend([32u32.to_le_bytes(), (32 + u32::try_from(key.len()).unwrap()).to_le_bytes()].concat());
+    for len in [key.len(), value.len()] {
+        locator.extend(u16::try_from(len).unwrap().to_le_bytes());
+    }
+    locator.extend([&key[..], &value[..]].concat());
+    // One more entry in the metadata table, whose items begin behind its 64 KiB.
+    let at = vhdx.windows(8).position(|part| part == b"metadata").unwrap();
+    let count = u16::from_le_bytes([vhdx[at + 10], vhdx[at + 11]]);
+    vhdx[at + 10..at + 12].copy_from_slice(&(count + 1).to_le_bytes());
+    let entry = at + 32 + usize::from(count) * 32;
+    let id = [0x2D, 0x5F, 0xD3, 0xA8, 0x0B, 0xB3, 0x4D, 0x45, 0xAB, 0xF7, 0xD3, 0xD8, 0x48, 0x34, 0xAB, 0x0C];
+    vhdx[entry..entry + 16].copy_from_slice(&id);
+    vhdx[entry + 16..entry + 20].copy_from_slice(&(80u32 << 10).to_le_bytes());
+    vhdx[entry + 20..entry + 24].copy_from_slice(&u32::try_from(locator.len()).unwrap().to_le_bytes());
+    vhdx[at + (80 << 10)..at + (80 << 10) + locator.len()].copy_from_slice(&locator);
+    let found = whole(&vhdx);
+    assert_eq!(found.variant.as_deref(), Some("differencing"));
+    assert_eq!((found.references[0].kind, found.references[0].name.as_str()), (RefKind::Parent, "C:\\secret\n.vhdx"));
+    assert!(found.verdict.to_string().contains(r"'C:\\secret\n.vhdx'"), "{}", found.verdict);
+}
+
+#[test]
+fn features_are_known_by_name_and_others_by_number() {
+    let extension = |kind: u32| [&kind.to_be_bytes()[..], &[0; 4]].concat();
+    let qcow2 =
+        Qcow2 { incompatible: 1 | 1 << 9, autoclear: 1 << 7, extension: extension(0x1234_5678), ..Qcow2::default() };
+    let found = whole(&qcow2.build());
+    assert_eq!(found.features, ["dirty"]);
+    assert_eq!(found.unknown_features, ["incompatible-9", "autoclear-7", "extension-0x12345678"]);
+    assert_eq!(found.verdict.reasons(), [Reason::UnknownFeatures(vec![9])]);
+    // Nobody has to know the other two.
+    let found = whole(&Qcow2 { incompatible: 1, ..qcow2 }.build());
+    assert!(found.verdict.is_safe(), "{}", found.verdict);
+
+    let found = whole(&hostile::parallels(&[0x2038_5FAE_252C_B34A, 1, 0, 0x77, 0, 0]));
+    assert_eq!(found.features, ["format-extension", "dirty-bitmap"]);
+    assert_eq!(found.unknown_features, ["extension-0x0000000000000077"]);
+    assert!(found.verdict.is_safe(), "{}", found.verdict);
+
+    let dir = tempfile::tempdir().unwrap();
+    let found = with_secret(dir.path(), "qcow2", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10");
+    assert_eq!(found.encryption.as_deref(), Some("luks, aes-xts-plain64"));
 }
 
 #[test]

@@ -522,6 +522,33 @@ case_release() {
     HERE=$installer
 }
 
+# A program beside the drivers stands one folder higher than their entries.
+case_program() {
+    local answer
+    front_end program
+    script "$R/datastore/downloader.sh" 0750
+    touch -d '2023-05-06 07:08:09.123456789' -- "$R/datastore/downloader.sh" "$R/datastore"
+    BEFORE=$(fingerprint "$R")
+    stand_in "$TMP/program/onestore" 1.0.0 datastore=complete:downloader.sh datastore/fs=complete:cp,stat
+    succeeds 'program: install it alone' --binary "$TMP/program/onestore" --family datastore
+    same 'program: a link' ../onestore/launch "$(readlink -- "$R/datastore/downloader.sh")"
+    expect 'program: drivers stay' test ! -L "$R/datastore/fs/cp"
+    answer=$(cd -- "$R/datastore" && ./downloader.sh 'a b' -)
+    same 'program: it is served' "served ${R##*/}/datastore/downloader.sh [a b] [-]" "$answer"
+    answer=$("$R/datastore/fs/../downloader.sh" x)
+    same 'program: through a driver'"'"'s folder' "served ${R##*/}/datastore/downloader.sh [x]" "$answer"
+    succeeds 'program: check' --check
+    succeeds 'program: install the drivers as well' --binary "$TMP/program/onestore"
+    same 'program: entries of drivers are links' ../../onestore/launch "$(readlink -- "$R/datastore/fs/cp")"
+    succeeds 'program: check both' --check
+    succeeds 'program: uninstall it alone' --uninstall --family datastore
+    expect 'program: it is back' test -f "$R/datastore/downloader.sh" -a ! -L "$R/datastore/downloader.sh"
+    expect 'program: the drivers stay ours' test -L "$R/datastore/fs/cp"
+    succeeds 'program: check the rest' --check
+    succeeds 'program: uninstall the rest' --uninstall
+    same 'program: uninstall restores the tree' "$BEFORE" "$(fingerprint "$R")"
+}
+
 # The binary that this project builds.
 case_real_binary() {
     local real=${ONESTORE_BIN:-${CARGO_TARGET_DIR:-$HERE/target}/debug/onestore} entry families copy message answer

@@ -1,12 +1,18 @@
 //! The two interpreters of scripts against each other: the same script on two copies of a real tree, in process and as
 //! POSIX sh under dash and bash. Answers, failures and what is left of the tree have to be the same.
 
+#[path = "interpreters/fences.rs"]
+mod fences;
 #[path = "interpreters/generated.rs"]
 mod generated;
+#[path = "interpreters/guards.rs"]
+mod guards;
 #[path = "interpreters/harness.rs"]
 mod harness;
 #[path = "interpreters/publishing.rs"]
 mod publishing;
+#[path = "interpreters/sending.rs"]
+mod sending;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};

@@ -3,6 +3,10 @@
 //! A driver reads like its contract page: what is read, what is decided, what is done. It talks to the world through
 //! [`Cx`] alone. Adding a family: `docs/adding-a-backend.md`.
 
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
 use anyhow::Result;
 
 use crate::action::{Action, Kind};
@@ -15,8 +19,41 @@ pub mod dummy;
 pub mod fs;
 pub mod qcow2;
 
+pub use common::live;
+
 /// Every storage family, in the order in which tables show them.
 pub static DRIVERS: &[&Driver] = &[&fs::DRIVER, &qcow2::DRIVER, &dummy::DATASTORE, &dummy::TM];
+
+/// Programs that others call by their path beside the drivers: no action, no request.
+pub static PROGRAMS: &[Program] = &[Program {
+    path: "datastore/downloader.sh",
+    about: "Fetches an image for markets, backups and the drivers of others",
+    run: crate::downloader::run,
+}];
+
+/// A program in a folder of `remotes/` itself.
+#[derive(Debug)]
+pub struct Program {
+    /// Where it stands, below `remotes/`.
+    pub path: &'static str,
+    /// What it is, in one sentence.
+    pub about: &'static str,
+    /// Serves a call: its arguments, and the `remotes` folder of the called path.
+    pub run: fn(Vec<OsString>, &Path) -> ExitCode,
+}
+
+impl Program {
+    /// The folder, which is its family's name.
+    #[must_use]
+    pub fn family(&self) -> &'static str {
+        self.path.rsplit_once('/').map_or("", |(family, _)| family)
+    }
+}
+
+/// Every link as `<kind>/<mad>/<entry>`, and the programs.
+pub fn links() -> impl Iterator<Item = String> {
+    DRIVERS.iter().flat_map(|driver| driver.links()).chain(PROGRAMS.iter().map(|program| program.path.to_owned()))
+}
 
 /// One storage family of one kind.
 #[derive(Debug)]

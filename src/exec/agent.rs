@@ -20,7 +20,7 @@ use super::error::{OpError, OpErrorKind};
 use super::host::wire::{CUT_OFF, DONE, Incoming, MARK_LEN, OTHER_VERSION, VERSION};
 use super::interpret::{self, Input, Io};
 use super::op::{FileKind, Op, Script, Value};
-use super::posix::{END, tree_text};
+use super::posix::{BESIDES, END, tree_text};
 use super::process::Programs;
 
 /// Longest first line: two numbers and a mark.
@@ -171,12 +171,15 @@ fn kind_bits(kind: FileKind) -> u32 {
 /// A failure as the sh form would report it: whose it is, what was said, and the status.
 fn complaint(error: &OpError) -> Vec<u8> {
     let index = error.index.unwrap_or_default();
+    let (message, besides) = error.parts();
     let (said, status) = match &error.kind {
         OpErrorKind::Program { status, stderr } => (stderr.clone(), status.unwrap_or(1)),
-        OpErrorKind::MissingProgram => (format!("{error}: not found"), 127),
-        _ => (error.to_string(), 1),
+        OpErrorKind::MissingProgram => (format!("{message}: not found"), 127),
+        _ => (message.to_owned(), 1),
     };
-    format!("\n@onestore-op {index}\n{}\n@onestore-failed {index} {status}\n", said.trim_end()).into_bytes()
+    let besides: Vec<String> = besides.map(|other| format!("{BESIDES}{other}\n")).collect();
+    let besides = besides.concat();
+    format!("\n@onestore-op {index}\n{}\n{besides}@onestore-failed {index} {status}\n", said.trim_end()).into_bytes()
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fstatfs, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
+use super::ahead::{Ahead, on_ext4};
+use super::writeback::WriteBack;
 use crate::exec::control::Control;
 use crate::exec::op::Sparse;
 
@@ -64,7 +66,7 @@ pub fn copy_file(from: &File, to: &File, sparse: Sparse, control: &Control) -> i
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "Source is neither a regular file nor a block device"));
     };
     if !target.is_file() {
-        let mut job = Job { from, to, control, gaps: Gaps::Write, written: 0 };
+        let mut job = Job { from, to, control, gaps: Gaps::Write, written: 0, back: None, ahead: Ahead::never() };
         job.extents(size, Mover::Buffer)?;
         return Ok(Copied { size, written: job.written, reflinked: false });
     }
@@ -86,7 +88,8 @@ pub fn copy_file(from: &File, to: &File, sparse: Sparse, control: &Control) -> i
     };
     // The source is read once, from front to end. That this is only advice makes a failure unimportant.
     let _ = fadvise(from, 0, None, Advice::Sequential);
-    let mut job = Job { from, to, control, gaps, written: 0 };
+    let ahead = if gaps == Gaps::Hole && on_ext4(to) { Ahead::new() } else { Ahead::never() };
+    let mut job = Job { from, to, control, gaps, written: 0, back: Some(WriteBack::new(to)), ahead };
     let mover = if source.dev() == target.dev() && server_can_copy(to) { Mover::Kernel } else { Mover::Buffer };
     job.extents(size, mover)?;
     if source.is_file() && from.metadata()?.len() < size {
@@ -108,6 +111,7 @@ pub fn receive(reader: &mut dyn Read, to: &File, sparse: Sparse, control: &Contr
         to.set_len(0)?;
     }
     let holes = regular && sparse == Sparse::Holes;
+    let mut back = regular.then(|| WriteBack::new(to));
     let mut buffer = vec![0; BUFFER];
     let mut offset = 0;
     loop {
@@ -123,12 +127,16 @@ pub fn receive(reader: &mut dyn Read, to: &File, sparse: Sparse, control: &Contr
             }
         }
         let data = &buffer[..filled];
-        if holes {
-            write_data(to, data, offset)?;
+        let written = if holes {
+            write_data(to, data, offset)?
         } else {
             to.write_all_at(data, offset)?;
-        }
+            as_u64(filled)
+        };
         offset += as_u64(filled);
+        if let Some(back) = &mut back {
+            back.wrote(written, offset);
+        }
         if filled < buffer.len() {
             break;
         }
@@ -199,6 +207,8 @@ struct Job<'a> {
     control: &'a Control,
     gaps: Gaps,
     written: u64,
+    back: Option<WriteBack<'a>>,
+    ahead: Ahead,
 }
 
 impl Job<'_> {
@@ -231,7 +241,7 @@ impl Job<'_> {
             match rustix::fs::copy_file_range(self.from, Some(&mut here), self.to, Some(&mut there), want) {
                 Ok(n) if n > 0 => {
                     at += as_u64(n);
-                    self.written += as_u64(n);
+                    self.wrote(as_u64(n), at);
                 }
                 Err(Errno::INTR) => {}
                 // 0 is not always the end of the file: some file systems answer it where they cannot. Reading tells.
@@ -257,13 +267,19 @@ impl Job<'_> {
                 return Err(shrunk(end));
             }
             let data = &buffer[..n];
-            if self.gaps == Gaps::Hole {
-                self.written += write_data(self.to, data, at)?;
+            let written = if self.gaps == Gaps::Hole {
+                self.ahead.reach(self.to, at, as_u64(n), end);
+                let written = write_data(self.to, data, at)?;
+                if written < as_u64(n) {
+                    self.ahead.give_back(self.to, data, at)?;
+                }
+                written
             } else {
                 self.to.write_all_at(data, at)?;
-                self.written += as_u64(n);
-            }
+                as_u64(n)
+            };
             at += as_u64(n);
+            self.wrote(written, at);
         }
         Ok(())
     }
@@ -277,10 +293,18 @@ impl Job<'_> {
             self.control.check().map_err(io::Error::other)?;
             let n = ZEROES.len().min(as_usize(end - at));
             self.to.write_all_at(&ZEROES[..n], at)?;
-            self.written += as_u64(n);
             at += as_u64(n);
+            self.wrote(as_u64(n), at);
         }
         Ok(())
+    }
+
+    /// Counts `count` bytes written before `end`.
+    fn wrote(&mut self, count: u64, end: u64) {
+        self.written += count;
+        if let Some(back) = &mut self.back {
+            back.wrote(count, end);
+        }
     }
 }
 
@@ -328,14 +352,14 @@ impl Extents<'_> {
 }
 
 /// A run of blocks that are all zero, or all not.
-struct Run {
-    start: usize,
-    len: usize,
-    zero: bool,
+pub(super) struct Run {
+    pub(super) start: usize,
+    pub(super) len: usize,
+    pub(super) zero: bool,
 }
 
 /// The runs of `data`, whose first byte lies at a multiple of [`BLOCK`]; a shorter last block counts as one.
-fn runs(data: &[u8]) -> impl Iterator<Item = Run> + '_ {
+pub(super) fn runs(data: &[u8]) -> impl Iterator<Item = Run> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {
         let first = data.get(at..)?.chunks(BLOCK).next()?;
@@ -351,9 +375,10 @@ fn runs(data: &[u8]) -> impl Iterator<Item = Run> + '_ {
     })
 }
 
-/// Whether a block of at most [`BUFFER`] bytes holds nothing but zeroes. Comparing beats counting: it is `memcmp`.
+/// Whether a block holds nothing but zeroes. Not by comparing: `memcmp` of musl looks at one byte at a time.
 fn is_zero(block: &[u8]) -> bool {
-    block == &ZEROES[..block.len()]
+    let (wide, rest) = block.as_chunks::<64>();
+    wide.iter().all(|part| part.iter().fold(0, |all, byte| all | byte) == 0) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Writes the blocks of `data` that are not zero; answers how many bytes that were.
@@ -408,12 +433,12 @@ fn server_can_copy(file: &File) -> bool {
 }
 
 /// Lossless on every platform that Rust's standard library serves.
-fn as_u64(n: usize) -> u64 {
+pub(super) fn as_u64(n: usize) -> u64 {
     n as u64
 }
 
 /// Saturates where `usize` is smaller; callers only ever want "at most this much".
-fn as_usize(n: u64) -> usize {
+pub(super) fn as_usize(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
@@ -507,7 +532,7 @@ mod tests {
             to.set_len(size).unwrap();
             let gaps = [Gaps::Hole, Gaps::Allocated, Gaps::Write][usize::try_from(gaps).unwrap()];
             let control = control();
-            let mut job = Job { from: &from, to: &to, control: &control, gaps, written: 0 };
+            let mut job = Job { from: &from, to: &to, control: &control, gaps, written: 0, back: None, ahead: Ahead::never() };
             job.extents(size, if kernel { Mover::Kernel } else { Mover::Buffer }).unwrap();
             prop_assert!(content(&to) == bytes);
         }
@@ -598,7 +623,15 @@ mod tests {
         let to = temp();
         let size = bytes.len() as u64 + 5000;
         let control = control();
-        let mut job = Job { from: &from, to: &to, control: &control, gaps: Gaps::Hole, written: 0 };
+        let mut job = Job {
+            from: &from,
+            to: &to,
+            control: &control,
+            gaps: Gaps::Hole,
+            written: 0,
+            back: None,
+            ahead: Ahead::never(),
+        };
         let error = job.buffer(0, size, &mut vec![0; BUFFER]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
         assert!(error.to_string().contains("shorter"));

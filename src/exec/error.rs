@@ -9,17 +9,19 @@ use super::cmd::show_word;
 use super::control::Stopped;
 use super::op::{Op, READ_LIMIT, Script};
 use super::process::{ProcessError, ProcessErrorKind};
+use super::source::FORBIDDEN;
 use super::staging;
 
 /// A failed operation. Its text is one line that names the object and the cause, so it has no source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
+#[error("{message}{}", besides.concat())]
 pub struct OpError {
     /// Index of the operation in the script; `None` when the far side failed outside any of them (no connection, no shell).
     pub index: Option<usize>,
     /// What kind of failure it is, for code that has to tell.
     pub kind: OpErrorKind,
     message: String,
+    besides: Vec<String>,
 }
 
 /// What kind of failure an [`OpError`] is.
@@ -50,18 +52,35 @@ pub enum OpErrorKind {
     Locked,
     /// The script itself is at fault: see [`fault`].
     Script,
+    /// The file lies where it must not be read from.
+    Forbidden,
     /// Anything else.
     Other,
 }
 
+/// Stands between a failure and a further one.
+const AND_THEN: &str = "; and then: ";
+
 impl OpError {
     /// A failure of no operation in particular.
     pub fn outside(kind: OpErrorKind, message: impl Into<String>) -> Self {
-        Self { index: None, kind, message: message.into() }
+        Self { index: None, kind, message: message.into(), besides: Vec::new() }
+    }
+
+    /// The same, and what failed when the script was ended for it.
+    pub(super) fn besides(mut self, other: &str) -> Self {
+        self.besides.push(format!("{AND_THEN}{other}"));
+        self
+    }
+
+    /// The failure alone, and what [`OpError::besides`] added.
+    pub(super) fn parts(&self) -> (&str, impl Iterator<Item = &str>) {
+        let others = self.besides.iter().map(|other| other.strip_prefix(AND_THEN).unwrap_or(other));
+        (&self.message, others)
     }
 
     pub(super) fn new(index: usize, kind: OpErrorKind, message: impl Into<String>) -> Self {
-        Self { index: Some(index), kind, message: message.into() }
+        Self { index: Some(index), kind, message: message.into(), besides: Vec::new() }
     }
 
     /// A system call failed in `op`.
@@ -119,6 +138,7 @@ fn kind_of(cause: &str) -> OpErrorKind {
         "Invalid cross-device link" => OpErrorKind::OtherFileSystem,
         "No space left on device" | "Disk quota exceeded" => OpErrorKind::NoSpace,
         "Permission denied" | "Operation not permitted" | "Read-only file system" => OpErrorKind::Denied,
+        FORBIDDEN => OpErrorKind::Forbidden,
         _ => OpErrorKind::Other,
     }
 }
@@ -131,7 +151,9 @@ pub fn cannot(op: &Op) -> String {
         Op::Stat { path, .. } => format!("Cannot look at {}", w(path)),
         Op::ReadLink { path } => format!("Cannot read the link {}", w(path)),
         Op::List { path } => format!("Cannot list {}", w(path)),
-        Op::Read { path, .. } | Op::Head { path, .. } | Op::Send { path } => format!("Cannot read {}", w(path)),
+        Op::Read { path, .. } | Op::Head { path, .. } | Op::Send { path } | Op::SendAllowed { path, .. } => {
+            format!("Cannot read {}", w(path))
+        }
         Op::Tree { path, .. } => format!("Cannot look through {}", w(path)),
         Op::Space { path } => format!("Cannot get the space of {}", w(path)),
         Op::TreeSize { path } => format!("Cannot get the size of {}", w(path)),
@@ -152,11 +174,11 @@ pub fn cannot(op: &Op) -> String {
         Op::Lock { name, .. } => format!("Cannot take the lock {name}"),
         Op::Publish { from, to } => format!("Cannot publish {} as {}", w(from), w(to)),
         Op::Sweep { staging, .. } => format!("Cannot sweep {}", w(staging)),
-        Op::Run(cmd) => format!("Cannot run {cmd}"),
+        Op::Run(cmd) | Op::Guard { cmd, .. } => format!("Cannot run {cmd}"),
     }
 }
 
-/// Locks that one script can hold: POSIX sh has ten descriptors, and the sh interpreter needs six of them.
+/// Locks and guards that one script can hold: POSIX sh has ten descriptors, and the sh interpreter needs six of them.
 pub const LOCKS_PER_SCRIPT: usize = 4;
 
 /// What is wrong with operation `index` of a script, before anything runs: both interpreters refuse the same.
@@ -168,7 +190,7 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
     let mut say = |text: &str| {
         let _ = write!(faults, "{}{text}", if faults.is_empty() { "" } else { ", " });
     };
-    for path in paths(op) {
+    for (path, _) in op.places() {
         if !path.is_absolute() {
             say("not an absolute path");
         }
@@ -192,7 +214,9 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
         op if before.iter().any(|op| matches!(op, Op::Receive { .. })) && !is_harmless(op) => {
             say("nothing may change after receiving in the same script");
         }
-        Op::Send { .. } if index + 1 != script.ops.len() => say("sending is not the last operation"),
+        Op::Send { .. } | Op::SendAllowed { .. } if index + 1 != script.ops.len() => {
+            say("sending is not the last operation");
+        }
         op if script.sends() && (op.is_question() || matches!(op, Op::Receive { .. })) => {
             say("a script that sends cannot answer anything else");
         }
@@ -200,14 +224,20 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
             if matches!(name.as_str(), "" | "." | "..") || name.contains('\0') {
                 say("that is no name");
             }
-            if before.iter().filter(|op| matches!(op, Op::Lock { .. })).count() >= LOCKS_PER_SCRIPT {
+            if held(before) >= LOCKS_PER_SCRIPT {
                 say("too many locks in one script");
             }
         }
         Op::Sweep { staging, dead } if dead.iter().any(|name| staging::final_of(&staging.join(name)).is_none()) => {
             say("not the name of a staging file");
         }
-        Op::Run(cmd) => {
+        Op::Guard { cmd, .. }
+            if !cmd.secret_env.is_empty() || cmd.secret_stdin.is_some() || !cmd.also_ok.is_empty() =>
+        {
+            say("a guard takes neither secrets nor other exit statuses");
+        }
+        Op::Guard { .. } if held(before) >= LOCKS_PER_SCRIPT => say("too many locks in one script"),
+        Op::Run(cmd) | Op::Guard { cmd, .. } => {
             if cmd.program.is_empty() || cmd.program.contains('\0') {
                 say("no program");
             }
@@ -223,6 +253,11 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
     (!faults.is_empty()).then_some(faults)
 }
 
+/// Operations that keep something until the script ends.
+fn held(ops: &[Op]) -> usize {
+    ops.iter().filter(|op| matches!(op, Op::Lock { .. } | Op::Guard { .. })).count()
+}
+
 /// What may follow [`Op::Receive`]. The end of a connection looks like the end of the data, so that only the side that
 /// sent it knows whether all has arrived: it compares the number received before it sends the script that publishes.
 fn is_harmless(op: &Op) -> bool {
@@ -232,39 +267,6 @@ fn is_harmless(op: &Op) -> bool {
 fn is_variable(name: &str) -> bool {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     name.chars().all(word) && name.chars().next().is_some_and(|c| !c.is_ascii_digit())
-}
-
-/// Paths that have to be absolute.
-fn paths(op: &Op) -> Vec<&Path> {
-    match op {
-        Op::Stat { path, .. }
-        | Op::ReadLink { path }
-        | Op::List { path }
-        | Op::Read { path, .. }
-        | Op::Head { path, .. }
-        | Op::Tree { path, .. }
-        | Op::Space { path }
-        | Op::TreeSize { path }
-        | Op::Md5 { path }
-        | Op::MakeDir { path }
-        | Op::Claim { path }
-        | Op::RemoveDirIfEmpty { path }
-        | Op::Symlink { link: path, .. }
-        | Op::Write { path, .. }
-        | Op::Remove { path, .. }
-        | Op::PunchHoles { path }
-        | Op::CreateSparse { path, .. }
-        | Op::Receive { path, .. }
-        | Op::Send { path }
-        | Op::Sync { path }
-        | Op::Sweep { staging: path, .. } => vec![path],
-        Op::HardLink { from, to }
-        | Op::Rename { from, to }
-        | Op::Move { from, to }
-        | Op::Copy { from, to, .. }
-        | Op::Publish { from, to } => vec![from, to],
-        Op::Lock { .. } | Op::Run(_) => Vec::new(),
-    }
 }
 
 /// The path that is made or replaced in its directory, where there is one.

@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -28,7 +28,7 @@ fn absent<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-fn is_absent(error: &io::Error) -> bool {
+pub fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
@@ -307,17 +307,16 @@ fn enter(
     Ok(dirs)
 }
 
-/// How often [`claim`] makes a directory that others remove.
-const CLAIM_TRIES: u32 = 100;
-
+/// Fails with [`io::ErrorKind::NotFound`] where the directory is gone.
 pub fn claim(path: &Path) -> io::Result<()> {
-    let mut tries = 0;
-    loop {
-        fs::create_dir_all(dir_of(path))?;
-        match OpenOptions::new().append(true).create(true).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < CLAIM_TRIES => tries += 1,
-            result => return result.map(drop),
-        }
+    OpenOptions::new().append(true).create(true).open(path).map(drop)
+}
+
+/// Makes a directory that nobody else looks into or renames in. One that is there stays as it is.
+pub fn private_dir(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
     }
 }
 
@@ -489,16 +488,14 @@ fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes what lies at `path` in a staging directory, and `to`, its final name, if that is the same file.
+///
 /// The final name goes first and its directory is synced: while the staging name is there, a later sweep finds both.
-pub fn sweep(staging: &Path, dead: &[OsString], control: &Control) {
+pub fn sweep(path: &Path, to: &Path, control: &Control) {
     let identity = |path: &Path| fs::symlink_metadata(path).ok().map(|data| (data.dev(), data.ino()));
-    for name in dead {
-        let path = staging.join(name);
-        let Some(to) = staging::final_of(&path) else { continue };
-        let Some(inode) = identity(&path) else { continue };
-        let published = identity(&to) == Some(inode);
-        if !published || fs::remove_file(&to).and_then(|()| sync_dirs(&[&to])).is_ok() {
-            let _ = remove(&path, true, false, control);
-        }
+    let Some(inode) = identity(path) else { return };
+    let published = identity(to) == Some(inode);
+    if !published || fs::remove_file(to).and_then(|()| sync_dirs(&[to])).is_ok() {
+        let _ = remove(path, true, false, control);
     }
 }

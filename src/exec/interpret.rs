@@ -5,15 +5,20 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use super::cmd::Cmd;
 use super::control::Control;
 use super::error::{OpError, OpErrorKind, cannot, fault};
+use super::fence::{self, Fences};
 use super::files;
+use super::guard::{self, Guard};
 use super::lock::{LockDir, LockError, NamedLock};
-use super::op::{Op, Script, Sparse, Value};
+use super::op::{Op, Role, Script, Sparse, Value};
 use super::process::{self, ProcessIo, Programs, Spawn, Stdout};
+use super::source::{PathPolicy, SourceError, open_local};
+use super::staging;
 
 /// What [`Op::Receive`] takes.
 pub enum Input<'a> {
@@ -27,7 +32,7 @@ pub enum Input<'a> {
 pub struct Io<'a> {
     /// What [`Op::Receive`] takes.
     pub input: Option<Input<'a>>,
-    /// Where [`Op::Send`] writes.
+    /// Where [`Op::Send`] and [`Op::SendAllowed`] write.
     pub output: Option<&'a mut (dyn Write + Send)>,
     /// Where [`Op::Lock`] locks.
     pub locks: LockDir,
@@ -45,9 +50,26 @@ impl Default for Io<'_> {
 /// # Errors
 /// [`OpError`], its index set. What the operations before have done stays done.
 pub fn run(script: &Script, io: Io<'_>, programs: &Programs, control: &Control) -> Result<Vec<Value>, OpError> {
-    let mut io = io;
-    // Until the script ends, as the sh interpreter holds them.
-    let mut held: Vec<NamedLock> = Vec::new();
+    // Until the script ends, as the sh interpreter holds them: the guards first, they may need the locks.
+    let mut locks = Vec::new();
+    let mut guards = Vec::new();
+    let result = run_ops(script, io, programs, control, (&mut locks, &mut guards));
+    let failed = guard::release(guards, result.is_ok());
+    match (result, failed) {
+        (result, None) => result,
+        (Ok(_), Some((index, failed))) => Err(OpError::process(index, failed)),
+        (Err(error), Some((index, failed))) => Err(error.besides(&OpError::process(index, failed).to_string())),
+    }
+}
+
+fn run_ops(
+    script: &Script,
+    mut io: Io<'_>,
+    programs: &Programs,
+    control: &Control,
+    (locks, guards): (&mut Vec<NamedLock>, &mut Vec<Guard>),
+) -> Result<Vec<Value>, OpError> {
+    let fences = Fences::new(&script.fences);
     let mut values = Vec::with_capacity(script.ops.len());
     for (index, op) in script.ops.iter().enumerate() {
         if let Some(fault) = fault(script, index) {
@@ -60,10 +82,15 @@ pub fn run(script: &Script, io: Io<'_>, programs: &Programs, control: &Control) 
             }
             Op::Lock { name, wait_seconds } => {
                 let lock = io.locks.take(name, Duration::from_secs(*wait_seconds), control);
-                held.push(lock.map_err(|error| lock_error(index, &error))?);
+                locks.push(lock.map_err(|error| lock_error(index, &error))?);
                 Value::Done
             }
-            op => apply(op, &mut io, control).map_err(|error| OpError::io(index, op, &error))?,
+            Op::Guard { cmd, only_on_failure } => {
+                let guard = Guard::start(index, cmd, *only_on_failure, programs);
+                guards.push(guard.map_err(|error| OpError::process(index, error))?);
+                Value::Done
+            }
+            op => apply(op, &fences, &mut io, control).map_err(|error| OpError::io(index, op, &error))?,
         };
         values.push(value);
     }
@@ -93,7 +120,52 @@ fn lock_error(index: usize, error: &LockError) -> OpError {
     OpError::new(index, kind, error.to_string())
 }
 
-fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
+/// How often [`Op::Claim`] makes a directory that others remove.
+const CLAIM_TRIES: u32 = 100;
+
+fn apply(op: &Op, fences: &Fences<'_>, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
+    match op {
+        Op::MakeDir { path } => return fences.make_dirs(path).map(|()| Value::Done),
+        Op::Claim { path } => return claim(path, fences).map(|()| Value::Done),
+        // Name by name: what lies in the staging directory, and what it became beside it, are reached one by one.
+        Op::Sweep { staging, dead } => {
+            for path in dead.iter().map(|name| staging.join(name)) {
+                let Some(to) = staging::final_of(&path) else { continue };
+                if let (Ok(path), Ok(to)) = (fences.reach(&path, Role::Name), fences.reach(&to, Role::Name)) {
+                    files::sweep(&path.path, &to.path, control);
+                }
+            }
+            return Ok(Value::Done);
+        }
+        _ => {}
+    }
+    match fence::reach_all(op, fences) {
+        Ok((op, _held)) => at_place(&op, io, control),
+        Err(error) if files::is_absent(&error) => match op {
+            Op::Stat { .. } | Op::ReadLink { .. } | Op::List { .. } => Ok(Value::Absent),
+            Op::Remove { must_exist: false, .. } | Op::RemoveDirIfEmpty { .. } => Ok(Value::Done),
+            _ => Err(error),
+        },
+        Err(error) => Err(error),
+    }
+}
+
+fn claim(path: &Path, fences: &Fences<'_>) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        let dir = path.parent().unwrap_or(path);
+        let claimed = fences
+            .make_dirs(dir.parent().unwrap_or(dir))
+            .and_then(|()| files::private_dir(&fences.reach(dir, Role::Name)?.path))
+            .and_then(|()| files::claim(&fences.reach(path, Role::Name)?.path));
+        match claimed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < CLAIM_TRIES => tries += 1,
+            result => return result,
+        }
+    }
+}
+
+fn at_place(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
     let done = match op {
         Op::Stat { path, follow } => {
             return Ok(files::stat(path, *follow)?.map_or(Value::Absent, Value::Stat));
@@ -107,9 +179,8 @@ fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::TreeSize { path } => return files::tree_size(path, control).map(Value::Number),
         Op::Md5 { path } => return files::md5(path, control).map(Value::Bytes),
         Op::Receive { path, sparse } => return receive(path, *sparse, io, control).map(Value::Number),
-        Op::Send { path } => send(path, io, control),
-        Op::MakeDir { path } => std::fs::create_dir_all(path),
-        Op::Claim { path } => files::claim(path),
+        Op::Send { path } => send(File::open(path)?, io, control),
+        Op::SendAllowed { path, policy } => send_allowed(path, policy, io, control),
         Op::RemoveDirIfEmpty { path } => files::remove_dir_if_empty(path),
         Op::Symlink { target, link } => files::symlink(target, link),
         Op::HardLink { from, to } => files::hard_link(from, to),
@@ -122,16 +193,14 @@ fn apply(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::CreateSparse { path, bytes } => File::create_new(path).and_then(|file| file.set_len(*bytes)),
         Op::Sync { path } => files::sync(path),
         Op::Publish { from, to } => files::publish(from, to),
-        Op::Sweep { staging, dead } => {
-            files::sweep(staging, dead, control);
-            Ok(())
+        Op::MakeDir { .. } | Op::Claim { .. } | Op::Sweep { .. } | Op::Lock { .. } | Op::Guard { .. } | Op::Run(_) => {
+            unreachable!("handled by the callers")
         }
-        Op::Lock { .. } | Op::Run(_) => unreachable!("handled by the caller"),
     };
     done.map(|()| Value::Done)
 }
 
-fn receive(path: &std::path::Path, sparse: Sparse, io: &mut Io<'_>, control: &Control) -> io::Result<u64> {
+fn receive(path: &Path, sparse: Sparse, io: &mut Io<'_>, control: &Control) -> io::Result<u64> {
     match io.input.take() {
         Some(Input::Stream(stream)) => files::receive(path, stream, sparse, control),
         Some(Input::File(file)) => files::receive_file(path, file, sparse, control),
@@ -139,9 +208,23 @@ fn receive(path: &std::path::Path, sparse: Sparse, io: &mut Io<'_>, control: &Co
     }
 }
 
-fn send(path: &std::path::Path, io: &mut Io<'_>, control: &Control) -> io::Result<()> {
-    let mut file = control.reader(File::open(path)?);
-    let output = io.output.as_mut().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "There is no output"))?;
-    io::copy(&mut file, output)?;
+fn send(file: File, io: &mut Io<'_>, control: &Control) -> io::Result<()> {
+    let output = output(io)?;
+    io::copy(&mut control.reader(file), output)?;
     output.flush()
+}
+
+fn send_allowed(path: &Path, policy: &PathPolicy, io: &mut Io<'_>, control: &Control) -> io::Result<()> {
+    let home = std::env::var_os("HOME");
+    let policy = policy.clone().at_home(home.as_deref().map(Path::new));
+    let source = open_local(path, &policy).map_err(SourceError::cause)?;
+    writeln!(output(io)?, "{}", source.len)?;
+    send(source.file, io, control)
+}
+
+fn output<'a>(io: &'a mut Io<'_>) -> io::Result<&'a mut (dyn Write + Send)> {
+    match &mut io.output {
+        Some(output) => Ok(&mut **output),
+        None => Err(io::Error::new(io::ErrorKind::InvalidInput, "There is no output")),
+    }
 }

@@ -6,26 +6,32 @@
 //! - [`cmd`]: an external command as data, its secrets typed. No I/O.
 //! - [`interpret`]: the *in process* interpreter of a script (rule 5 of `docs/architecture.md`).
 //! - [`error`]: how a script fails, in one line, from either interpreter.
+//! - [`fence`]: directories that a script does not leave.
 //! - `files`: the file operations of it, on system calls.
+//! - `guard`: what is run when a script ends, however it ends.
 //! - [`posix`]: the other interpreter: a script rendered as POSIX sh, and the answers read back. The only place that quotes.
 //! - [`agent`]: the in process interpreter as the far side of an ssh connection.
 //! - [`control`]: cancellation (SIGTERM) and deadlines.
 //! - [`process`]: one child process: spawned in its own group, waited for by pidfd, killed as a group.
-//! - [`agent`]: the in process interpreter as the far side of an ssh connection.
 //! - [`leash`]: children that die with us.
-//! - [`copy`]: copies between files and streams into files, with reflinks and holes.
+//! - [`copy`]: copies between files and streams into files, with reflinks and holes; `ahead` allocates and `writeback` has the disk
+//!   begin early.
 //! - [`relay`]: a file of one host as a stream for another.
 //! - [`host`]: where scripts run: here, through the OpenSSH client, or through libssh2.
 //! - [`lock`]: named advisory locks, compatible with `/var/lock/one`.
+//! - [`source`]: opens a file that a user named, where that is allowed.
 //! - [`staging`]: names of files that are not finished yet, and what becomes of them when their owner dies.
 //! - [`step`]: scripts with an undo and a sentence; the undo stack.
 
 pub mod agent;
+mod ahead;
 pub mod cmd;
 pub mod control;
 pub mod copy;
 pub mod error;
+pub mod fence;
 mod files;
+mod guard;
 pub mod host;
 pub mod interpret;
 pub mod leash;
@@ -34,5 +40,7 @@ pub mod op;
 pub mod posix;
 pub mod process;
 pub mod relay;
+pub mod source;
 pub mod staging;
 pub mod step;
+mod writeback;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::cmd::{Cmd, Secret, show_word};
+use super::source::PathPolicy;
 
 /// One operation of a [`Script`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,7 +92,7 @@ pub enum Op {
         #[serde(with = "path")]
         path: PathBuf,
     },
-    /// Makes a directory and its missing parents, and an empty file in it, against others that remove the directory when it
+    /// Makes a directory for us alone and its missing parents, and an empty file in it, against others that remove the directory when it
     /// is empty: while the file is there they cannot. A file that is there already is left as it is.
     Claim {
         /// The file.
@@ -202,6 +203,16 @@ pub enum Op {
         #[serde(with = "path")]
         path: PathBuf,
     },
+    /// Writes the size in bytes of a file or block device and a line break, then its content, to the script's output
+    /// stream, if a policy allows what `path` leads to. What is judged is the object that was opened. Else like
+    /// [`Op::Send`].
+    SendAllowed {
+        /// The file; links are followed.
+        #[serde(with = "path")]
+        path: PathBuf,
+        /// Where it may lie. [`super::source::HOME`] is the home directory over there.
+        policy: PathPolicy,
+    },
     /// Syncs a file or directory to the disk (`fsync(2)`).
     Sync {
         /// The file or directory.
@@ -214,6 +225,16 @@ pub enum Op {
         name: String,
         /// Seconds to wait for it.
         wait_seconds: u64,
+    },
+    /// Leaves a command with a process in a session of its own, which runs it when the script ends, however it ends: also
+    /// when whoever runs the script is killed or the connection breaks. For what must never stay as the script makes it:
+    /// a frozen guest. Up to three tries; the script returns when it is done, and a script that came to its end
+    /// fails when the command does. Counts as a lock of the script; takes no secrets.
+    Guard {
+        /// The command; its output is dropped.
+        cmd: Cmd,
+        /// Whether it is run only when the script does not come to its end. Then its own failure is ignored.
+        only_on_failure: bool,
     },
     /// Gives a finished staging file its final name (see [`super::staging`]): synced, then a hard link, or a rename where
     /// the file system has no links. The names are durable once [`super::staging::retire`] has synced the directories.
@@ -379,13 +400,16 @@ impl Value {
 pub struct Script {
     /// The operations.
     pub ops: Vec<Op>,
+    /// Directories that no path leaves which begins with them, see [`super::fence`].
+    #[serde(default, with = "os_strings", skip_serializing_if = "Vec::is_empty")]
+    pub fences: Vec<PathBuf>,
 }
 
 impl Script {
     /// A script of these operations.
     #[must_use]
     pub fn new(ops: impl IntoIterator<Item = Op>) -> Self {
-        Self { ops: ops.into_iter().collect() }
+        Self { ops: ops.into_iter().collect(), fences: Vec::new() }
     }
 
     /// Whether it has an [`Op::Receive`].
@@ -394,20 +418,70 @@ impl Script {
         self.ops.iter().any(|op| matches!(op, Op::Receive { .. }))
     }
 
-    /// Whether it has an [`Op::Send`].
+    /// Whether it has an [`Op::Send`] or [`Op::SendAllowed`].
     #[must_use]
     pub fn sends(&self) -> bool {
-        self.ops.iter().any(|op| matches!(op, Op::Send { .. }))
+        self.ops.iter().any(|op| matches!(op, Op::Send { .. } | Op::SendAllowed { .. }))
     }
 }
 
 impl From<Op> for Script {
     fn from(op: Op) -> Self {
-        Self { ops: vec![op] }
+        Self::new([op])
     }
 }
 
+/// What an operation does with a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It is a name in a directory: a link there is taken as a link.
+    Name,
+    /// It leads to something: links are followed.
+    Object,
+}
+
 impl Op {
+    /// The paths of the operation, and what it does with them. Not those that are handed to a program, nor a link's text.
+    pub fn places_mut(&mut self) -> Vec<(&mut PathBuf, Role)> {
+        match self {
+            Self::Stat { path, follow: true }
+            | Self::List { path }
+            | Self::Read { path, .. }
+            | Self::Head { path, .. }
+            | Self::Tree { path, .. }
+            | Self::Space { path }
+            | Self::Md5 { path }
+            | Self::PunchHoles { path }
+            | Self::Send { path }
+            | Self::SendAllowed { path, .. }
+            | Self::Sync { path }
+            | Self::Sweep { staging: path, .. } => vec![(path, Role::Object)],
+            Self::Stat { path, follow: false }
+            | Self::ReadLink { path }
+            | Self::TreeSize { path }
+            | Self::MakeDir { path }
+            | Self::Claim { path }
+            | Self::RemoveDirIfEmpty { path }
+            | Self::Symlink { link: path, .. }
+            | Self::Write { path, .. }
+            | Self::Remove { path, .. }
+            | Self::CreateSparse { path, .. }
+            | Self::Receive { path, .. } => vec![(path, Role::Name)],
+            Self::Copy { from, to, .. } => vec![(from, Role::Object), (to, Role::Name)],
+            Self::HardLink { from, to }
+            | Self::Rename { from, to }
+            | Self::Move { from, to }
+            | Self::Publish { from, to } => vec![(from, Role::Name), (to, Role::Name)],
+            Self::Lock { .. } | Self::Guard { .. } | Self::Run(_) => Vec::new(),
+        }
+    }
+
+    /// The same to look at.
+    #[must_use]
+    pub fn places(&self) -> Vec<(PathBuf, Role)> {
+        self.clone().places_mut().into_iter().map(|(path, role)| (path.clone(), role)).collect()
+    }
+
     /// Whether it changes nothing. [`Op::Run`] is taken for a change; questions put to programs go through `Cx::query`.
     #[must_use]
     pub fn is_question(&self) -> bool {
@@ -472,6 +546,7 @@ impl fmt::Display for Op {
                 write!(f, "write the stream to {} (sparse={})", w(path), sparse.word())
             }
             Self::Send { path } => write!(f, "cat {}", w(path)),
+            Self::SendAllowed { path, .. } => write!(f, "stat and cat {}, if it is allowed", w(path)),
             Self::Sync { path } => write!(f, "fsync {}", w(path)),
             Self::Lock { name, wait_seconds } => write!(f, "flock -w {wait_seconds} {name}"),
             Self::Publish { from, to } => write!(f, "fsync {0}, ln {0} {1}", w(from), w(to)),
@@ -480,6 +555,8 @@ impl fmt::Display for Op {
                 write!(f, "rm -rf {}, with the final name where it is the same file", names.join(" "))
             }
             Self::Run(cmd) => write!(f, "{cmd}"),
+            Self::Guard { cmd, only_on_failure: false } => write!(f, "at the end, whatever happens: {cmd}"),
+            Self::Guard { cmd, only_on_failure: true } => write!(f, "should anything fail: {cmd}"),
         }
     }
 }
@@ -538,20 +615,20 @@ pub mod path {
 
 /// Serde for lists of byte strings.
 pub mod os_strings {
-    use std::ffi::OsString;
+    use std::ffi::{OsStr, OsString};
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
     use serde::{Deserialize, Deserializer, Serializer};
 
     /// As text of the characters U+0000 to U+00FF: readable for ASCII, exact for everything.
-    pub fn serialize<S: Serializer>(list: &[OsString], s: S) -> Result<S::Ok, S::Error> {
-        s.collect_seq(list.iter().map(|one| super::latin1::to_text(one.as_bytes())))
+    pub fn serialize<S: Serializer, T: AsRef<OsStr>>(list: &[T], s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(list.iter().map(|one| super::latin1::to_text(one.as_ref().as_bytes())))
     }
 
     /// As text of the characters U+0000 to U+00FF: readable for ASCII, exact for everything.
-    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<OsString>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>, T: From<OsString>>(d: D) -> Result<Vec<T>, D::Error> {
         let texts = Vec::<String>::deserialize(d)?;
-        let bytes = texts.iter().map(|text| super::latin1::to_bytes(text).map(OsString::from_vec));
+        let bytes = texts.iter().map(|text| super::latin1::to_bytes(text).map(|b| T::from(OsString::from_vec(b))));
         bytes.collect::<Option<_>>().ok_or_else(|| serde::de::Error::custom("a character beyond U+00FF"))
     }
 }

@@ -5,27 +5,30 @@
 //! - To it: a constant command line, then the script as one line of Base64 on standard input ([`delivery`]), then the
 //!   data that [`Op::Receive`] takes. So nothing of the script, secrets included, is in an argument list.
 //! - From it on stdout: one line for each answer, `index payload`, where the payload is `-` (absent), `:text`, or Base64;
-//!   at last `end`. A script that sends ([`Op::Send`]) writes the raw bytes
+//!   at last `end`. A script that sends ([`Op::Send`], [`Op::SendAllowed`]) writes the raw bytes
 //!   instead.
 //! - From it on stderr: a line `@onestore-op index` before each operation, so that words can be told whose they are, and
-//!   at a failure at last `@onestore-failed index status`.
+//!   at a failure at last `@onestore-failed index status`, and before it `@onestore-guard index status` for each guard
+//!   ([`Op::Guard`]) that failed then.
 //!
 //! The script is plain ASCII. It must not be fed to sh as its standard input: it hands that to [`Op::Receive`] alone.
 //!
-//! Descriptors: 3 carries the status out of a pipeline, 4 is the real stdout, 5 the stream, 6 to 9 are locks.
+//! Descriptors: 3 carries the status out of a pipeline, 4 is the real stdout, 5 the stream, 6 to 9 are locks and guards.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
-use super::op::{FileKind, Node, Op, Script, Space, Sparse, Stat, Value};
+use super::guard;
+use super::op::{FileKind, Node, Op, Role, Script, Space, Sparse, Stat, Value};
 use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
+use super::source::{FORBIDDEN, HOME, PathPolicy};
 use super::staging;
 
 /// The command line of every script: any login shell hands it to sh, which reads one line and leaves the rest alone.
@@ -59,6 +62,7 @@ pub fn render(script: &Script) -> String {
 /// - `os_die words [status]`: it failed, and this is why.
 /// - `os_there path flag`: whether there is something; its `stat` line in `o`. `flag` is `-L` to follow links. Dies of
 ///   anything but absence, which includes a parent that is no directory.
+/// - `os_within root path`: dies where the path leads out of the directory `root`, or would if it were there.
 /// - `os_soft pattern… -- command…`: runs, and takes a failure with such words for success.
 /// - `os_cap command…`: the command's output as an answer; its status in `s`.
 /// - `os_ok status…`: dies unless `s` is one of these.
@@ -68,8 +72,9 @@ pub fn render(script: &Script) -> String {
 const PROLOGUE: &str = r#"set -u
 LC_ALL=C LANG=C PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL LANG PATH
-i=- d= o= s= t=
-trap 's=$?; [ "$d" ] || printf '\''\n@onestore-failed %s %s\n'\'' "$i" "$s" >&2' EXIT
+i=- d= o= s= t= os_g=
+trap 's=$? e=$i; os_release; [ "$d" ] || printf '\''\n@onestore-failed %s %s\n'\'' "$e" "$s" >&2' EXIT
+os_release() { :; }
 os_b() { i=$1; printf '\n@onestore-op %s\n' "$i" >&2; }
 os_die() { printf '%s\n' "$1" >&2; exit "${2:-1}"; }
 os_there() {
@@ -78,6 +83,10 @@ os_there() {
   os_die "$o"
 }
 os_need() { os_there "$1" "$2" || os_die "$o"; }
+os_within() {
+  t=$(readlink -m -- "$2") && o=$(readlink -m -- "$1") || exit
+  case $t in "$o" | "$o"/*) ;; *) os_die ": It leads out of $1" ;; esac
+}
 os_cap() {
   printf '%s ' "$i"
   s=$( { { "$@" 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; echo $? >&3; } | base64 -w0 >&4; } 3>&1 )
@@ -94,22 +103,66 @@ os_excl() { dd if=/dev/null of="$1" conv=excl status=none; }
 exec 4>&1 5<&0 </dev/null
 "#;
 
+/// What guards need besides: `os_guard descriptor kind command…` posts one, `os_release [well]` releases all.
+const GUARDS: &str = r#"os_guard() {
+  o=$1; shift
+  t=$(mktemp -d) && mkfifo -- "$t/p" "$t/q" || exit
+  setsid sh -c "$os_program" guard "$@" <"$t/p" >"$t/q" 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- &
+  os_g="$o $! $i $os_g"
+  eval "exec $o>\"\$t/p\""
+  read -r o <"$t/q" || o=
+  rm -rf -- "$t"
+  [ "$o" = up ] || os_die ': The guard did not start'
+}
+os_release() {
+  while [ "$os_g" ]; do
+    o=${1-}
+    set -- $os_g
+    os_b "$3"
+    [ -z "$o" ] || eval "echo $o >&$1"
+    eval "exec $1>&-"
+    wait "$2"; t=$?
+    shift 3; os_g=$*; set -- $o
+    [ "$t" = 0 ] || { [ -z "$o" ] || exit "$t"; printf '\n@onestore-guard %s %s\n' "$i" "$t" >&2; }
+  done
+}
+"#;
+
 /// The script as POSIX sh, programs called as `programs` has them; nothing is looked up here.
 #[must_use]
 pub fn render_with(script: &Script, programs: &Programs) -> String {
     let mut text = String::from(PROLOGUE);
     let sends = script.sends();
-    let mut locks = 0;
+    let guarded = script.ops.iter().any(|op| matches!(op, Op::Guard { .. }));
+    if guarded {
+        let _ = writeln!(text, "{GUARDS}os_program={}", quote(OsStr::new(guard::PROGRAM)));
+    }
+    // The next descriptor of a lock or guard.
+    let mut held = 6;
     for (index, op) in script.ops.iter().enumerate() {
         let _ = writeln!(text, "os_b {index}");
+        text.push_str(&inside(op, &script.fences));
         let body = match fault(script, index) {
             Some(fault) => format!("os_die {}", quote(OsStr::new(&fault))),
             None => match op {
                 Op::Run(cmd) => run(cmd, programs, sends),
                 Op::Lock { name, wait_seconds } => {
-                    locks += 1;
-                    lock(name, *wait_seconds, 5 + locks)
+                    held += 1;
+                    lock(name, *wait_seconds, held - 1)
                 }
+                Op::Guard { cmd, only_on_failure } => {
+                    held += 1;
+                    let argv: Vec<String> = programs.argv(cmd).iter().map(|word| quote(word)).collect();
+                    let program = programs.words(&cmd.program).swap_remove(0);
+                    format!(
+                        "command -v {0} >/dev/null || os_die {0}': not found' 127\nos_guard {1} {2} {3}",
+                        quote(&program),
+                        held - 1,
+                        guard::word(*only_on_failure),
+                        argv.join(" ")
+                    )
+                }
+                Op::SendAllowed { path, policy } => send_allowed(path, policy),
                 op if op.is_question() => question(op),
                 op => change(op),
             },
@@ -117,10 +170,32 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
         text.push_str(&body);
         text.push('\n');
     }
+    if guarded {
+        let _ = writeln!(text, "os_release {}", guard::WELL);
+    }
     if !sends {
         let _ = writeln!(text, "echo {END}");
     }
     text.push_str("d=1\n");
+    text
+}
+
+/// What the agent says in front of a further failure; the sh form leaves the words to the reader.
+pub(super) const BESIDES: &str = "@onestore-besides ";
+
+/// Looks whether the paths of an operation stay within the script's fences, immediately before it.
+fn inside(op: &Op, fences: &[PathBuf]) -> String {
+    let mut text = String::new();
+    for (path, role) in op.places() {
+        let Some(root) = fences.iter().find(|root| path.starts_with(root) && path != **root) else { continue };
+        let looked = match role {
+            Role::Object => Some(path.as_path()),
+            Role::Name => path.parent().filter(|dir| dir != root),
+        };
+        if let Some(looked) = looked {
+            let _ = writeln!(text, "os_within {} {}", q(root), q(looked));
+        }
+    }
     text
 }
 
@@ -211,7 +286,7 @@ fn change(op: &Op) -> String {
     match op {
         Op::MakeDir { path } => format!("mkdir -p -- {} || exit", q(path)),
         Op::Claim { path } => format!(
-            "o=0; until mkdir -p -- {0} && : 2>/dev/null >>{1}; do\n\
+            "o=0; until mkdir -p -m 700 -- {0} && : 2>/dev/null >>{1}; do\n\
              o=$((o + 1)); [ $o -lt 100 ] || {{ : >>{1}; exit; }}; done",
             dir_of(path),
             q(path)
@@ -229,7 +304,7 @@ fn change(op: &Op) -> String {
         Op::Write { path, content, mode } => {
             let content = BASE64.encode(content.reveal());
             format!(
-                "t=$(mktemp -- {dir}/.onestore.XXXXXXXX) || exit\n\
+                "t=$(mktemp -- {dir}/.onestore.XXXXXX) || exit\n\
                  {{ printf %s '{content}' | base64 -d >\"$t\" && chmod {mode:04o} -- \"$t\" && sync \"$t\" \
                  && mv -fT -- \"$t\" {path} && sync {dir}; }} || {{ s=$?; rm -f -- \"$t\"; exit $s; }}",
                 dir = dir_of(path),
@@ -311,6 +386,43 @@ fn change(op: &Op) -> String {
     }
 }
 
+/// Judges the name first, so that what is missing in a forbidden place cannot be told apart, then what was opened.
+///
+/// - `os_in path dir…`: whether it lies in one of them, as it is written or resolved. No expansion but that of a plain
+///   variable stands in its patterns: bash takes `"${s%/}"/*` for something else than dash does.
+/// - `os_may path`: dies unless the policy allows it.
+/// - `os_kind mode`: dies unless that is a file or a block device.
+fn send_allowed(path: &Path, policy: &PathPolicy) -> String {
+    let list = |dirs: &[std::path::PathBuf]| {
+        let dirs = dirs.iter().filter(|dir| !dir.as_os_str().is_empty()).map(|dir| match dir.to_str() {
+            // Nothing, where the home is the root: that guards everything.
+            Some(HOME) => "\"${HOME%/}\"".to_owned(),
+            // As components: `//` and a slash at the end are no part of the pattern.
+            _ => q(&dir.components().collect::<std::path::PathBuf>()),
+        });
+        dirs.collect::<Vec<_>>().join(" ")
+    };
+    format!(
+        "HOME=${{HOME-}}\n\
+         os_in() {{ t=$1/; shift; for s in \"$@\"; do [ \"$s\" ] || continue\n\
+         o=${{s%/}}; case $t in \"$o\"/*) return 0 ;; esac\n\
+         o=$(readlink -e -- \"$s\" && echo x) || continue\n\
+         o=${{o%?x}}; o=${{o%/}}; case $t in \"$o\"/*) return 0 ;; esac; done; return 1; }}\n\
+         os_may() {{ os_in \"$1\" {safe} || ! os_in \"$1\" {restricted} || os_die ': {FORBIDDEN}'; }}\n\
+         os_kind() {{ case $1 in 8* | 6*) return ;; 4*) s='a directory' ;; 1*) s='a pipe' ;; c*) s='a socket' ;;\n\
+         *) s='a character device' ;; esac; os_die \": It is $s, not a file or block device\"; }}\n\
+         o=$(readlink -m -- {path} && echo x) || exit\nos_may \"${{o%?x}}\"\n\
+         os_need {path} -L\nos_kind \"$o\"\nexec 5<{path} || exit\n\
+         o=$(readlink /proc/self/fd/5 && echo x) || exit\nos_may \"${{o%?x}}\"\n\
+         o=$(stat -L -c '%f %s' /proc/self/fd/5) || exit\nos_kind \"$o\"\n\
+         case $o in 6*) o=$(blockdev --getsize64 /proc/self/fd/5) || exit ;; esac\n\
+         printf '%s\\n' \"${{o#* }}\"\ncat <&5 || exit",
+        safe = list(&policy.safe),
+        restricted = list(&policy.restricted),
+        path = q(path),
+    )
+}
+
 fn follow_flag(follow: bool) -> &'static str {
     if follow { "-L" } else { "''" }
 }
@@ -321,7 +433,7 @@ fn move_file(from: &Path, to: &Path) -> String {
         "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
          if [ \"$t\" = \"${{o##* }}\" ]; then mv -fT -- {from} {to} && sync {dir} {from_dir} || exit\n\
          elif [ -d {from} ] && ! [ -L {from} ]; then os_die ': Is a directory'\n\
-         else t=$(mktemp -- {dir}/.onestore.XXXXXXXX) || exit\n\
+         else t=$(mktemp -- {dir}/.onestore.XXXXXX) || exit\n\
          {{ rm -f -- \"$t\" && cp -dpT --reflink=auto --sparse=auto -- {from} \"$t\" && {{ [ -L \"$t\" ] || sync \"$t\"; }} \
          && mv -fT -- \"$t\" {to} && sync {dir}; }} || {{ s=$?; rm -f -- \"$t\"; exit $s; }}\n\
          rm -f -- {from} && sync {from_dir} || exit; fi",
@@ -516,20 +628,42 @@ pub fn failure(script: &Script, status: Option<i32>, stderr: &[u8]) -> OpError {
         Some((at, index, script.ops.get(index)?, status.trim().parse().ok()?))
     });
     let Some((at, index, op, status)) = found else { return no_shell(status, &text) };
-    let begin = format!("@onestore-op {index}");
-    let after = lines[..at].iter().rposition(|line| *line == begin).map_or(0, |at| at + 1);
-    let said = lines[after..at].join("\n");
+    let words = |index: usize, at: usize| {
+        let begin = format!("@onestore-op {index}");
+        let after = lines[..at].iter().rposition(|line| *line == begin).map_or(0, |at| at + 1);
+        // What guards say afterwards is theirs.
+        let next = lines[after..at].iter().position(|line| line.starts_with("@onestore-"));
+        lines[after..next.map_or(at, |next| after + next)].join("\n")
+    };
+    let mut error = op_failure(script, (index, op), status, &words(index, at));
+    for (at, line) in lines[..at].iter().enumerate() {
+        if let Some(other) = line.strip_prefix(BESIDES) {
+            error = error.besides(other);
+        }
+        let failed = line.strip_prefix("@onestore-guard ").and_then(|rest| rest.split_once(' '));
+        let failed = failed.and_then(|(index, status)| Some((index.parse().ok()?, status.trim().parse().ok()?)));
+        if let Some((index, status)) = failed
+            && let Some(Op::Guard { cmd, .. }) = script.ops.get(index)
+        {
+            let failed = OpError::process(index, program_failure(cmd, status, words(index, at)));
+            error = error.besides(&failed.to_string());
+        }
+    }
+    error
+}
+
+fn op_failure(script: &Script, (index, op): (usize, &Op), status: i32, said: &str) -> OpError {
     if let Some(fault) = fault(script, index) {
         return OpError::new(index, OpErrorKind::Script, format!("{}: {fault}", super::error::cannot(op)));
     }
     match op {
-        Op::Run(cmd) => OpError::process(index, program_failure(cmd, status, said)),
+        Op::Run(cmd) | Op::Guard { cmd, .. } => OpError::process(index, program_failure(cmd, status, said.to_owned())),
         Op::Lock { .. } => {
-            let words = last_words(&said).unwrap_or_else(|| super::error::cannot(op));
+            let words = last_words(said).unwrap_or_else(|| super::error::cannot(op));
             OpError::new(index, OpErrorKind::Locked, words)
         }
         op => {
-            let cause = last_words(&said).map(|words| cause(&words).to_owned());
+            let cause = last_words(said).map(|words| cause(&words).to_owned());
             OpError::text(index, op, &cause.unwrap_or_else(|| format!("exit status {status}")))
         }
     }

@@ -86,6 +86,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-nbd", "qemu-utils"),
     ("rados", "ceph-common"),
     ("rbd", "ceph-common"),
+    ("setsid", "util-linux"),
     ("ssh", "openssh-client"),
     ("vgs", "lvm2"),
     ("virsh", "libvirt-clients"),
@@ -154,7 +155,7 @@ impl Programs {
 
     /// The same, with the first word of every program looked up. What sudo runs is only checked: sudoers rules are
     /// about the name that sudo finds itself.
-    fn found_argv(&self, cmd: &Cmd) -> Result<Vec<OsString>, Missing> {
+    pub(super) fn found_argv(&self, cmd: &Cmd) -> Result<Vec<OsString>, Missing> {
         let mut argv = limits_argv(cmd.limits);
         if let Some(first) = argv.first_mut() {
             let name = first.to_string_lossy().into_owned();

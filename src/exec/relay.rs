@@ -4,6 +4,7 @@ use std::io::{self, PipeReader, PipeWriter, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::control::Control;
 use super::host::Host;
@@ -38,6 +39,20 @@ impl Relay {
         let (reader, writer) = io::pipe()?;
         let sender = std::thread::Builder::new().name("relay".to_owned()).spawn(move || write(writer))?;
         Ok(Self { reader: Some(reader), sender: Some(sender) })
+    }
+
+    /// What becomes readable when there is something to read; nothing at the end.
+    pub(crate) fn pipe(&self) -> Option<&PipeReader> {
+        self.reader.as_ref()
+    }
+
+    /// Reads no more, and waits for the thread to end, but not longer than `time`. What it failed with is of no interest.
+    pub(crate) fn end_within(mut self, time: Duration) {
+        self.reader = None;
+        let until = Instant::now() + time;
+        while self.sender.as_ref().is_some_and(|sender| !sender.is_finished()) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     fn join(&mut self) -> io::Result<()> {

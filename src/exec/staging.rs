@@ -190,20 +190,23 @@ pub fn dir(base: &Path) -> PathBuf {
 /// Where the data of `base/final_name` is written first.
 #[must_use]
 pub fn staging_path(base: &Path, owner: &Owner, final_name: &OsStr) -> PathBuf {
+    dir(base).join(staging_name(owner, final_name))
+}
+
+fn staging_name(owner: &Owner, final_name: &OsStr) -> OsString {
     let mut name = OsString::from(owner.tag());
     name.push(".");
     name.push(final_name);
     name.push(SUFFIX);
-    dir(base).join(name)
+    name
 }
 
-/// Another staging file of the owner of `staging`, beside it; `None` where the path is no staging file.
+/// Another staging file of the owner of `staging`, beside it; `None` where the name is not one of a staging file.
 pub(super) fn beside(staging: &Path, count: u64) -> Option<PathBuf> {
-    let base = staging.parent().filter(|dir| dir.file_name() == Some(OsStr::new(DIR)))?.parent()?;
     let (owner, final_name) = split(staging.file_name()?)?;
     let mut name = final_name.to_owned();
     name.push(format!(".temp{count}"));
-    Some(staging_path(base, &owner, &name))
+    Some(staging.with_file_name(staging_name(&owner, &name)))
 }
 
 /// A file that keeps the staging directory while this owner works in it: others remove the directory when it is empty.
@@ -244,6 +247,12 @@ pub fn final_of(staging: &Path) -> Option<PathBuf> {
 #[must_use]
 pub fn owner_of(name: &OsStr) -> Option<Owner> {
     split(name).map(|(owner, _)| owner)
+}
+
+/// Whether the owner of a staging file of this name is dead for certain.
+#[must_use]
+pub fn is_abandoned(name: &OsStr, me: &Owner) -> bool {
+    owner_of(name).is_some_and(|owner| owner.fate(me) != Fate::Alive)
 }
 
 /// What clears the staging directory of `base`, which holds these names, of runs that are dead for certain.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::source::{Miss, Window};
+use super::source::{Fields, Miss, Window};
 use super::verdict::{Findings, Format};
 
 pub(super) const MAGIC: &[u8] = b"LUKS\xba\xbe";
@@ -14,16 +14,25 @@ pub(super) const MAGIC: &[u8] = b"LUKS\xba\xbe";
 /// Largest JSON area that is looked into; the format allows almost 4 MiB, `cryptsetup` makes 12 KiB.
 const MAX_JSON: u64 = 1 << 20;
 
+/// Bytes of the fixed part of a LUKS 1 header.
+pub(super) const FIXED: usize = 592;
+
+/// Cipher and mode of a LUKS 1 header; nothing where these bytes are none.
+pub(super) fn cipher(start: &[u8]) -> Option<String> {
+    let fields = Fields(start.get(..FIXED)?.to_vec());
+    let first = fields.bytes(0, 6) == MAGIC && fields.be16(6) == 1;
+    first.then(|| format!("{}-{}", fields.text(8, 32), fields.text(40, 32)))
+}
+
 /// Reads where the payload begins and with what it is encrypted.
 pub(super) fn read(window: &mut Window<'_>, out: &mut Findings) -> Result<(), Miss> {
     out.seen.format = Format::Luks;
-    let fields = window.exact(0, 592)?;
+    let fields = window.exact(0, FIXED)?;
     let version = fields.be16(6);
     out.seen.variant = Some(version.to_string());
     let payload = match version {
         1 => {
-            let cipher = format!("{}-{}", fields.text(8, 32), fields.text(40, 32));
-            out.seen.encryption = Some(cipher);
+            out.seen.encryption = cipher(&fields.0);
             Some(u64::from(fields.be32(104)) * 512)
         }
         2 => {

@@ -1,10 +1,16 @@
 //! Parallels, old and extended. Source: QEMU's `docs/interop/parallels.rst`.
 
-use super::source::{Miss, Window};
+use super::source::{Fields, Miss, Window};
 use super::verdict::{Findings, Format};
 
 const OLD: &[u8] = b"WithoutFreeSpace";
 const EXTENDED: &[u8] = b"WithouFreSpacExt";
+
+/// Magic of a format extension, and of the one feature that it is known to hold.
+const EXTENSION: u64 = 0xAB23_4CEF_23DC_EA87;
+const DIRTY_BITMAP: u64 = 0x2038_5FAE_252C_B34A;
+/// Bytes of the extension that are looked into.
+const MAX_EXTENSION: u64 = 64 << 10;
 
 /// Whether these first bytes are one of the two magics.
 pub(super) fn is_parallels(start: &[u8]) -> bool {
@@ -40,8 +46,41 @@ pub(super) fn read(window: &mut Window<'_>, out: &mut Findings) -> Result<(), Mi
     if fields.le32(44) == 0x746F_6E59 {
         out.feature("in-use");
     }
-    if fields.le64(56) != 0 {
-        out.feature("format-extension");
+    match fields.le64(56) {
+        0 => {}
+        sector => extension(window, sector.saturating_mul(512), tracks * 512, out)?,
+    }
+    Ok(())
+}
+
+/// The features of the format extension, one cluster behind its header of 24 bytes. It may lie anywhere in the file: a
+/// part that is not at hand is judged when the whole image is.
+fn extension(window: &mut Window<'_>, at: u64, cluster: u64, out: &mut Findings) -> Result<(), Miss> {
+    out.feature("format-extension");
+    if window.len().is_some_and(|len| at >= len) {
+        out.inconsistent("its format extension lies outside the file");
+        return Ok(());
+    }
+    let fields = Fields(window.up_to(at, usize::try_from(cluster.min(MAX_EXTENSION)).unwrap_or(0))?);
+    if fields.0.len() >= 24 && fields.le64(0) != EXTENSION {
+        out.inconsistent("its format extension is damaged");
+        return Ok(());
+    }
+    let mut next = 24;
+    while next + 24 <= fields.0.len() {
+        match fields.le64(next) {
+            0 => break,
+            DIRTY_BITMAP => out.feature("dirty-bitmap"),
+            other if fields.le64(next + 8) & 1 == 1 => {
+                out.inconsistent(format!("it has a feature {other:#x} that must be understood and is not known"));
+            }
+            other if out.seen.unknown_features.len() < 64 => {
+                out.seen.unknown_features.push(format!("extension-{other:#018x}"));
+            }
+            _ => {}
+        }
+        let data = usize::try_from(fields.le32(next + 16)).unwrap_or(usize::MAX);
+        next = next.saturating_add(24).saturating_add(data).saturating_add(7) / 8 * 8;
     }
     Ok(())
 }

@@ -2,8 +2,9 @@
 //!
 //! Source: QEMU's `docs/interop/qcow2.rst`; the limits are those that QEMU's driver enforces.
 
+use super::luks;
 use super::source::{Fields, Miss, Window};
-use super::verdict::{Findings, Format, Reason, RefKind};
+use super::verdict::{FeatureKind, Findings, Format, Reason, RefKind};
 
 /// First bytes of qcow and qcow2; the version follows.
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -21,6 +22,9 @@ const AUTOCLEAR: [(u32, &str); 2] = [(0, "bitmaps"), (1, "data-file-raw")];
 const MAX_L1: u64 = 32 << 20;
 const MAX_REFTABLE: u64 = 8 << 20;
 const MAX_SNAPSHOTS: u32 = 65536;
+/// Bitmaps, and bytes of their directory, that QEMU reads.
+const MAX_BITMAPS: u32 = 65535;
+const MAX_BITMAP_DIRECTORY: u64 = 64 << 20;
 /// Longest backing file name, in bytes.
 const MAX_BACKING: u32 = 1023;
 
@@ -78,14 +82,17 @@ fn header(window: &mut Window<'_>, out: &mut Findings) -> Result<Option<Header>,
 
 fn features(header: &Header, out: &mut Findings) {
     let fields = &header.fields;
-    let known = INCOMPATIBLE.iter().fold(0, |mask, (bit, _)| mask | 1 << bit);
-    out.unknown(header.incompatible, known);
     let (compatible, autoclear) = match header.version {
         3 => (fields.be64(80), fields.be64(88)),
         _ => (0, 0),
     };
-    let sets = [(header.incompatible, &INCOMPATIBLE[..]), (compatible, &COMPATIBLE), (autoclear, &AUTOCLEAR)];
-    for (set, names) in sets {
+    let sets = [
+        (FeatureKind::Incompatible, header.incompatible, &INCOMPATIBLE[..]),
+        (FeatureKind::Compatible, compatible, &COMPATIBLE),
+        (FeatureKind::Autoclear, autoclear, &AUTOCLEAR),
+    ];
+    for (kind, set, names) in sets {
+        out.unknown(kind, set, names.iter().fold(0, |mask, (bit, _)| mask | 1 << bit));
         for (_, name) in names.iter().filter(|(bit, _)| set >> bit & 1 == 1) {
             out.feature(*name);
         }
@@ -186,6 +193,7 @@ fn extensions(window: &mut Window<'_>, header: &Header, out: &mut Findings) -> R
     let backing = header.fields.be64(8);
     // A nonsense offset is reported with the backing file.
     let end = if backing > header.length && backing <= header.cluster { backing } else { header.cluster };
+    let total = window.len();
     let mut at = header.length;
     let mut format = None;
     let mut data_file = None;
@@ -213,14 +221,16 @@ fn extensions(window: &mut Window<'_>, header: &Header, out: &mut Findings) -> R
             0xE279_2ACA => format = Some(text(window, 64)?),
             0x4441_5441 => data_file = Some(text(window, 4096)?),
             0x6803_F857 => out.feature("feature-name-table"),
-            0x2385_2875 => out.feature("persistent-bitmaps"),
+            0x2385_2875 => bitmaps(&window.exact(at, usize::try_from(len.min(24)).unwrap_or(0))?, header, total, out),
             0x0537_BE77 => {
-                out.feature("encryption-header");
-                if header.fields.be32(32) != 2 {
-                    out.inconsistent("it has an encryption header but is not encrypted with it");
-                }
+                let fields = window.exact(at, usize::try_from(len.min(16)).unwrap_or(0))?;
+                encryption(window, &fields, header, out)?;
             }
-            other => out.feature(format!("extension-{other:#010x}")),
+            // Whoever does not know an extension may ignore it. There are as many as a cluster holds.
+            other if out.seen.unknown_features.len() < 64 => {
+                out.seen.unknown_features.push(format!("extension-{other:#010x}"));
+            }
+            _ => {}
         }
         at += len.next_multiple_of(8);
     }
@@ -228,6 +238,42 @@ fn extensions(window: &mut Window<'_>, header: &Header, out: &mut Findings) -> R
         out.refer(RefKind::DataFile, data_file.as_deref().unwrap_or(""), None);
     }
     Ok(format)
+}
+
+/// The bitmaps extension: how many there are, and where their directory lies. It counts only with its autoclear bit.
+fn bitmaps(fields: &Fields, header: &Header, len: Option<u64>, out: &mut Findings) {
+    out.feature("persistent-bitmaps");
+    if header.version < 3 || header.fields.be64(88) & 1 == 0 {
+        return;
+    }
+    let count = fields.be32(0);
+    out.seen.bitmaps = count;
+    let (size, offset) = (fields.be64(8), fields.be64(16));
+    if fields.0.len() < 24 || !(1..=MAX_BITMAPS).contains(&count) || size > MAX_BITMAP_DIRECTORY {
+        out.inconsistent(format!("its {count} bitmaps with a directory of {size} bytes are impossible"));
+    } else {
+        table("bitmap directory", offset, size, header.cluster, len, out);
+    }
+}
+
+/// The encryption header extension: a LUKS header that lies in clusters of its own.
+fn encryption(window: &mut Window<'_>, fields: &Fields, header: &Header, out: &mut Findings) -> Result<(), Miss> {
+    out.feature("encryption-header");
+    if header.fields.be32(32) != 2 {
+        out.inconsistent("it has an encryption header but is not encrypted with it");
+        return Ok(());
+    }
+    let (offset, size) = (fields.be64(0), fields.be64(8));
+    if fields.0.len() < 16 || size == 0 {
+        out.inconsistent("its encryption header has no place");
+        return Ok(());
+    }
+    table("encryption header", offset, size, header.cluster, window.len(), out);
+    // For people only, so that a part that is not at hand does not matter.
+    if let Some(cipher) = luks::cipher(&window.up_to(offset, luks::FIXED)?) {
+        out.seen.encryption = Some(format!("luks, {cipher}"));
+    }
+    Ok(())
 }
 
 fn backing(window: &mut Window<'_>, header: &Header, format: Option<String>, out: &mut Findings) -> Result<(), Miss> {

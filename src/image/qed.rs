@@ -1,7 +1,7 @@
 //! QED. Source: QEMU's `docs/interop/qed_spec.rst`.
 
 use super::source::{Miss, Window};
-use super::verdict::{Findings, Format, RefKind};
+use super::verdict::{FeatureKind, Findings, Format, RefKind};
 
 pub(super) const MAGIC: &[u8] = b"QED\0";
 
@@ -14,7 +14,9 @@ pub(super) fn read(window: &mut Window<'_>, out: &mut Findings) -> Result<(), Mi
     let size = fields.le64(48);
     out.seen.virtual_size = Some(size);
     out.seen.cluster_size = Some(cluster);
-    out.unknown(features, 0b111);
+    out.unknown(FeatureKind::Incompatible, features, 0b111);
+    out.unknown(FeatureKind::Compatible, fields.le64(24), 0);
+    out.unknown(FeatureKind::Autoclear, fields.le64(32), 0);
     for (bit, name) in [(0, "backing-file"), (1, "need-check"), (2, "backing-format-no-probe")] {
         if features >> bit & 1 == 1 {
             out.feature(name);

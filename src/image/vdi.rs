@@ -1,6 +1,6 @@
 //! VDI. Source: QEMU's `block/vdi.c` and the `VDICore.h` of `VirtualBox` (header layout, image types).
 
-use super::source::{Miss, Window};
+use super::source::{Fields, Miss, Window};
 use super::verdict::{Findings, Format, RefKind};
 
 const SIGNATURE: [u8; 4] = 0xBEDA_107F_u32.to_le_bytes();
@@ -29,12 +29,12 @@ pub(super) fn read(window: &mut Window<'_>, out: &mut Findings) -> Result<(), Mi
         2 => out.seen.variant = Some("static".to_owned()),
         3 | 4 => {
             out.seen.variant = Some("differencing".to_owned());
-            out.refer(RefKind::Parent, "", None);
+            out.refer(RefKind::Parent, &parent(&fields), None);
         }
         other => out.inconsistent(format!("its image type {other} is unknown")),
     }
     if fields.bytes(424, 32).iter().any(|&byte| byte != 0) && out.seen.references.is_empty() {
-        out.refer(RefKind::Parent, "", None);
+        out.refer(RefKind::Parent, &parent(&fields), None);
     }
     let sector = fields.le32(360);
     if sector != 512 {
@@ -52,4 +52,17 @@ pub(super) fn read(window: &mut Window<'_>, out: &mut Findings) -> Result<(), Mi
         out.inconsistent("its block map lies outside the file");
     }
     Ok(())
+}
+
+/// The parent is named by the UUID that it has, as `VirtualBox` shows it: the first three parts are little-endian.
+fn parent(fields: &Fields) -> String {
+    let id = fields.bytes(424, 16);
+    if id.iter().all(|&byte| byte == 0) {
+        return String::new();
+    }
+    let tail: String = id[8..].iter().enumerate().fold(String::new(), |text, (n, byte)| {
+        let dash = if n == 0 || n == 2 { "-" } else { "" };
+        format!("{text}{dash}{byte:02x}")
+    });
+    format!("uuid:{:08x}-{:04x}-{:04x}{tail}", fields.le32(424), fields.le16(428), fields.le16(430))
 }

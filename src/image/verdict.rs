@@ -225,16 +225,42 @@ pub struct Inspection {
     pub compression: Option<String>,
     /// Names of the features and extensions in use.
     pub features: Vec<String>,
+    /// Features and extensions in use that this reader does not know: `incompatible-40`, `extension-0x12345678`. Only
+    /// those that a reader must know make an image unsafe.
+    pub unknown_features: Vec<String>,
     /// Outside things the image refers to.
     pub references: Vec<Reference>,
     /// Number of internal snapshots.
     pub snapshots: u32,
+    /// Number of persistent bitmaps.
+    pub bitmaps: u32,
     /// What a raw image holds.
     pub contents: Vec<Contents>,
     /// How many first bytes of the image a full answer needs, where the part at hand was too short.
     pub needs: Option<u64>,
     /// What follows.
     pub verdict: Verdict,
+}
+
+/// What a reader that does not know a feature bit may do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum FeatureKind {
+    /// Nothing.
+    Incompatible,
+    /// Everything.
+    Compatible,
+    /// Everything, if it clears the bit when it writes.
+    Autoclear,
+}
+
+impl FeatureKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Incompatible => "incompatible",
+            Self::Compatible => "compatible",
+            Self::Autoclear => "autoclear",
+        }
+    }
 }
 
 /// An inspection in the making.
@@ -254,8 +280,10 @@ impl Findings {
             payload_offset: None,
             compression: None,
             features: Vec::new(),
+            unknown_features: Vec::new(),
             references: Vec::new(),
             snapshots: 0,
+            bitmaps: 0,
             contents: Vec::new(),
             needs: None,
             verdict: Verdict::Safe,
@@ -267,6 +295,16 @@ impl Findings {
         let reference = Reference { kind, name: name.to_owned(), format };
         self.reason(Reason::Reference(reference.clone()));
         self.seen.references.push(reference);
+    }
+
+    /// Gives the reference that was noted last its name.
+    pub(super) fn name_last(&mut self, name: &str) {
+        if let Some(reference) = self.seen.references.last_mut() {
+            let old = Reason::Reference(reference.clone());
+            name.clone_into(&mut reference.name);
+            let new = Reason::Reference(reference.clone());
+            self.reasons.iter_mut().filter(|reason| **reason == old).for_each(|reason| *reason = new.clone());
+        }
     }
 
     pub(super) fn inconsistent(&mut self, what: impl Into<String>) {
@@ -281,10 +319,11 @@ impl Findings {
         self.seen.features.push(name.into());
     }
 
-    /// Notes the bits of `set` that are not in `known`.
-    pub(super) fn unknown(&mut self, set: u64, known: u64) {
+    /// Notes the bits of `set` that are not in `known`; those that a reader must know make the image unsafe.
+    pub(super) fn unknown(&mut self, kind: FeatureKind, set: u64, known: u64) {
         let bits: Vec<u32> = (0..64).filter(|bit| (set & !known) >> bit & 1 == 1).collect();
-        if !bits.is_empty() {
+        self.seen.unknown_features.extend(bits.iter().map(|bit| format!("{}-{bit}", kind.name())));
+        if !bits.is_empty() && kind == FeatureKind::Incompatible {
             self.reason(Reason::UnknownFeatures(bits));
         }
     }

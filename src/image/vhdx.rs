@@ -19,6 +19,9 @@ const LOGICAL: Guid = guid(0x8141_BF1D, 0xA96F, 0x4709, 0xBA47_F233_A8FA_AB5F);
 const PHYSICAL: Guid = guid(0xCDA3_48C7, 0x445D, 0x4471, 0x9CC9_E988_5251_C556);
 const PARENT: Guid = guid(0xA8D3_5F2D, 0xB30B, 0x454D, 0xABF7_D3D8_4834_AB0C);
 
+/// Bytes of a parent locator that are looked into.
+const MAX_LOCATOR: u32 = 64 << 10;
+
 /// Largest size the format allows: 64 TiB.
 const MAX_SIZE: u64 = 64 << 40;
 
@@ -97,13 +100,15 @@ fn metadata(window: &mut Window<'_>, at: u64, len: u32, out: &mut Findings) -> R
         out.inconsistent("its metadata are damaged");
         return Ok(());
     }
-    let mut parent = false;
+    let (mut parent, mut name) = (false, String::new());
     for n in 0..count {
         let entry = 32 + n * 32;
         let (offset, size, flags) = (table.le32(entry + 16), table.le32(entry + 20), table.le32(entry + 24));
         let id = table.bytes(entry, 16);
         if id == PARENT {
             parent = true;
+            let place = at.saturating_add(u64::from(offset));
+            name = locator(&window.up_to(place, usize::try_from(size.min(MAX_LOCATOR)).unwrap_or(0))?);
             continue;
         }
         if id == PAGE83 || id == PHYSICAL {
@@ -140,12 +145,32 @@ fn metadata(window: &mut Window<'_>, at: u64, len: u32, out: &mut Findings) -> R
     }
     if parent {
         out.seen.variant = Some("differencing".to_owned());
-        out.refer(RefKind::Parent, "", None);
+        out.refer(RefKind::Parent, &name, None);
     }
     if out.seen.virtual_size.is_none() || out.seen.cluster_size.is_none() {
         out.inconsistent("its metadata do not give its size");
     }
     Ok(())
+}
+
+/// The parent's path, as a parent locator gives it ([MS-VHDX] §2.6.2.6.2): of its keys the most telling one. What lies
+/// outside of the bytes is left out: any answer refuses the image.
+fn locator(bytes: &[u8]) -> String {
+    let fields = Fields(bytes.to_vec());
+    let text = |at: u32, len: u16| {
+        let units = fields.bytes(usize::try_from(at).unwrap_or(usize::MAX), usize::from(len)).as_chunks::<2>().0.iter();
+        String::from_utf16_lossy(&units.map(|pair| u16::from_le_bytes(*pair)).collect::<Vec<_>>())
+    };
+    let entries = (0..usize::from(fields.le16(18)).min(64)).map(|n| 20 + n * 12);
+    let pairs: Vec<(String, String)> = entries
+        .map(|at| {
+            let key = text(fields.le32(at), fields.le16(at + 8));
+            (key, text(fields.le32(at + 4), fields.le16(at + 10)))
+        })
+        .collect();
+    let keys = ["absolute_win32_path", "relative_path", "volume_path", "parent_linkage"];
+    let found = keys.iter().find_map(|key| pairs.iter().find(|(name, _)| name == key));
+    found.map(|(_, value)| value.clone()).unwrap_or_default()
 }
 
 const fn guid(a: u32, b: u16, c: u16, d: u64) -> Guid {

@@ -105,9 +105,7 @@ fn dynamic(window: &mut Window<'_>, footer: &Fields, out: &mut Findings) -> Resu
     if footer.be32(60) == 4 {
         let units = name.as_chunks::<2>().0.iter().map(|pair| u16::from_be_bytes(*pair));
         let units: Vec<u16> = units.take_while(|&unit| unit != 0).collect();
-        if let Some(parent) = out.seen.references.last_mut() {
-            parent.name = String::from_utf16_lossy(&units);
-        }
+        out.name_last(&String::from_utf16_lossy(&units));
     } else if locators.iter().any(|&byte| byte != 0) {
         out.refer(RefKind::Parent, "", None);
     }

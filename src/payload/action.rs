@@ -2,6 +2,7 @@
 
 use super::parser::Document;
 use super::{Datastore, First, Image, SecretText, Text, Vm, record};
+use crate::transfer::s3;
 
 record! {
     /// The document of a datastore action.
@@ -89,7 +90,31 @@ record! {
         aws: Text = "AWS",
         /// URL of that service.
         endpoint: Text = "ENDPOINT",
+        /// Token that goes with temporary S3 keys (ours).
+        session_token: SecretText = "SESSION_TOKEN",
+        /// `yes`: buckets stand in the path, `no`: in the host name (ours).
+        force_path_style: Text = "FORCE_PATH_STYLE",
         .. other
+    }
+}
+
+impl MarketTemplate {
+    /// What an import from S3 needs to know; nothing where the marketplace has no keys.
+    #[must_use]
+    pub fn s3(&self) -> Option<s3::Settings> {
+        if self.access_key_id.get().is_none() && self.secret_access_key.get().is_none() {
+            return None;
+        }
+        let text = |text: &Text| text.trimmed().map(str::to_owned);
+        Some(s3::Settings {
+            access_key: self.access_key_id.get().cloned(),
+            secret_key: self.secret_access_key.get().cloned(),
+            session_token: self.session_token.get().cloned(),
+            region: text(&self.region),
+            endpoint: text(&self.endpoint),
+            foreign: self.aws.trimmed().is_some_and(|word| word.eq_ignore_ascii_case("no")),
+            style: self.force_path_style.trimmed().map_or(s3::Style::Auto, s3::Style::forced),
+        })
     }
 }
 

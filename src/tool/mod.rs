@@ -5,3 +5,4 @@ pub mod mkfs;
 pub mod mkisofs;
 pub mod mount;
 pub mod qemu_img;
+pub mod virsh;

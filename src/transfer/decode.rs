@@ -17,6 +17,9 @@ pub const MAGIC: usize = 10;
 /// Bytes that an xz decoder may use: `xz -9` needs 65 MiB.
 const XZ_MEMORY: u64 = 100 << 20;
 
+/// Binary logarithm of the largest window of a zstd frame: 128 MiB, as of `zstd --long`.
+const ZSTD_WINDOW: u32 = 27;
+
 /// Bytes of encoded data read at a time.
 const BUFFER: usize = 64 << 10;
 
@@ -81,15 +84,50 @@ impl Compression {
     /// Where the decoder cannot get memory.
     pub fn decoder(self, reader: Box<dyn Read + Send>) -> io::Result<Box<dyn Read + Send>> {
         let reader = BufReader::with_capacity(BUFFER, reader);
-        Ok(match self {
+        let decoder: Box<dyn Read + Send> = match self {
             Self::Gzip => Box::new(MultiGzDecoder::new(reader)),
             Self::Bzip2 => Box::new(MultiBzDecoder::new(reader)),
             Self::Xz => {
                 let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED).map_err(io::Error::from)?;
                 Box::new(XzDecoder::new_stream(reader, stream))
             }
-            Self::Zstd => Box::new(zstd::Decoder::with_buffer(reader)?),
+            Self::Zstd => {
+                let mut decoder = zstd::Decoder::with_buffer(reader)?;
+                decoder.window_log_max(ZSTD_WINDOW)?;
+                Box::new(decoder)
+            }
             Self::Lz4 => Box::new(Lz4::new(reader)),
+        };
+        Ok(Box::new(Plain { decoder, kind: self }))
+    }
+
+    /// What a decoder's error means, for people.
+    fn explain(self, error: &io::Error) -> io::Error {
+        let (name, text) = (self.name(), error.to_string());
+        let memory = ["memory limit", "too much memory", "Memory limit"].iter().any(|part| text.contains(part));
+        let meaning = if memory {
+            let most = if self == Self::Xz { XZ_MEMORY >> 20 } else { 1 << (ZSTD_WINDOW - 20) };
+            format!("The {name} data need more than {most} MiB of memory to unpack")
+        } else if error.kind() == io::ErrorKind::UnexpectedEof || text.contains("incomplete frame") {
+            format!("The {name} data end too early, it is cut short")
+        } else {
+            format!("The {name} data are damaged: {text}")
+        };
+        io::Error::new(error.kind(), meaning)
+    }
+}
+
+/// A decoder whose errors say what is wrong with what.
+struct Plain {
+    decoder: Box<dyn Read + Send>,
+    kind: Compression,
+}
+
+impl Read for Plain {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.decoder.read(buf).map_err(|error| match error.kind() {
+            io::ErrorKind::Interrupted => error,
+            _ => self.kind.explain(&error),
         })
     }
 }
@@ -155,7 +193,7 @@ impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
-            let text = format!("Image is larger than the {} bytes that are allowed", self.limit);
+            let text = format!("It unpacks to more than {} MiB, the most that is granted", self.limit >> 20);
             io::Error::new(io::ErrorKind::FileTooLarge, text)
         })?;
         Ok(n)
@@ -272,6 +310,6 @@ mod tests {
         let encoded = encode(Compression::Gzip, &vec![0; 10 << 20]);
         let decoder = Compression::Gzip.decoder(Box::new(io::Cursor::new(encoded))).unwrap();
         let error = io::copy(&mut Bounded::new(decoder, 1 << 20), &mut io::sink()).unwrap_err();
-        assert!(error.to_string().contains("1048576 bytes"), "{error}");
+        assert!(error.to_string().contains("more than 1 MiB"), "{error}");
     }
 }

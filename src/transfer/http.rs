@@ -4,6 +4,7 @@
 //! otherwise, follow redirects to http and https only, and resume only what is provably the same object.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ureq::http::header::{
@@ -15,13 +16,26 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, NativeTlsConnector, TcpConnector};
 use ureq::{Agent, Body};
 
-use super::proxy::ProxyChoice;
+use super::proxy::{ProxyChoice, Via};
 use super::url::Url;
 use super::watch::{Stop, Watch};
+use crate::exec::cmd::Secret;
 use crate::exec::control::Stopped;
 
 /// Redirects that are followed.
 pub const MAX_REDIRECTS: u32 = 10;
+
+/// Bytes of a failure's body that are looked at: 16 KiB.
+const FAILURE_BODY: u64 = 16 << 10;
+
+/// Proves who asks. Made anew for each request, as a proof ages and holds for one address only.
+pub(super) trait Proof: Send + Sync {
+    /// Headers of a GET of `url` that is sent now.
+    fn headers(&self, url: &Url) -> Vec<(HeaderName, Secret)>;
+
+    /// Whether a redirect may be followed; the proof then goes along.
+    fn may_follow(&self, from: &Url, to: &Url) -> bool;
+}
 
 /// How a download behaves.
 #[derive(Clone, Debug)]
@@ -61,10 +75,12 @@ pub enum HttpError {
     #[error("Not a valid URL: {0}")]
     Url(String),
     /// The server answered with a failure.
-    #[error("HTTP {status} from {url}")]
+    #[error("HTTP {status}{} from {url}", named(reason.as_deref()))]
     Status {
         /// Code and phrase: `404 Not Found`.
         status: StatusCode,
+        /// What the service calls it: `NoSuchKey`. S3 only.
+        reason: Option<String>,
         /// The address that was asked.
         url: String,
     },
@@ -77,7 +93,9 @@ pub enum HttpError {
         source: Box<ureq::Error>,
     },
     /// The certificate was not accepted, or TLS failed otherwise.
-    #[error("HTTPS connection to {url} failed, the certificate may not be trusted")]
+    #[error(
+        "HTTPS connection to {url} failed; TLS_VERIFY=no in the datastore or in onestore.conf accepts any certificate"
+    )]
     Tls {
         /// The address that was asked.
         url: String,
@@ -87,6 +105,14 @@ pub enum HttpError {
     /// A redirect leads to something else than http and https.
     #[error("HTTP redirect from {url} to {target} refused: only http and https are followed")]
     Redirect {
+        /// The address that was asked.
+        url: String,
+        /// Where it leads.
+        target: String,
+    },
+    /// A redirect leads to where a proof must not go.
+    #[error("HTTP redirect from {url} to {target} refused: a signed request stays with the hosts of its bucket")]
+    Strange {
         /// The address that was asked.
         url: String,
         /// Where it leads.
@@ -118,6 +144,10 @@ pub enum HttpError {
 
 fn of(expected: Option<u64>) -> String {
     expected.map(|bytes| format!(" of {bytes}")).unwrap_or_default()
+}
+
+fn named(reason: Option<&str>) -> String {
+    reason.map(|reason| format!(" ({reason})")).unwrap_or_default()
 }
 
 /// What identifies the object behind an address, for a resume.
@@ -159,11 +189,27 @@ impl Download {
     /// [`HttpError`].
     pub(super) fn open(url: &str, options: &Options, stop: Stop) -> Result<Self, HttpError> {
         let url = Url::parse(url).ok_or_else(|| HttpError::Url(super::url::redact(url)))?;
-        let mut client = Client::new(options, stop);
+        Self::begin(url, Client { options: options.clone(), stop, proof: None })
+    }
+
+    /// The same with a proof in every request.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub(super) fn open_proved(
+        url: Url,
+        proof: Arc<dyn Proof>,
+        options: &Options,
+        stop: Stop,
+    ) -> Result<Self, HttpError> {
+        Self::begin(url, Client { options: options.clone(), stop, proof: Some(proof) })
+    }
+
+    fn begin(url: Url, client: Client) -> Result<Self, HttpError> {
         let mut failures = 0;
         let response = loop {
             match client.get(&url, None) {
-                Err(error) if error.is_transient() && failures < options.retries => {
+                Err(error) if error.is_transient() && failures < client.options.retries => {
                     client.pause(failures)?;
                     failures += 1;
                 }
@@ -172,7 +218,7 @@ impl Download {
         };
         if response.status() != StatusCode::OK {
             // Asked for no part, so that nothing but the whole will do: a 204 or 206 is no image.
-            return Err(HttpError::Status { status: response.status(), url: url.shown() });
+            return Err(HttpError::Status { status: response.status(), reason: None, url: url.shown() });
         }
         let (parts, body) = response.into_parts();
         let len = text(&parts.headers, &CONTENT_LENGTH).and_then(|text| text.parse().ok());
@@ -201,7 +247,7 @@ impl Download {
                 return Err(cut());
             }
             let range = if_range.filter(|_| self.position > 0).map(|validator| (self.position, validator));
-            let response = match self.client.get(&self.url, range.as_ref().map(|(at, v)| (*at, v.as_str()))) {
+            let response = match self.client.get(&self.url, range.as_ref().map(|(at, v)| (*at, Some(v.as_str())))) {
                 Ok(response) => response,
                 Err(error) if error.is_transient() => continue,
                 Err(HttpError::Status { status: StatusCode::RANGE_NOT_SATISFIABLE, .. }) => {
@@ -243,7 +289,7 @@ impl Download {
                     return Err(HttpError::Cut { url, got: self.position, expected });
                 }
             }
-            status => return Err(HttpError::Status { status, url: self.url.shown() }),
+            status => return Err(HttpError::Status { status, reason: None, url: self.url.shown() }),
         }
         self.body = body;
         Ok(())
@@ -277,6 +323,22 @@ impl Read for Download {
     }
 }
 
+/// The end of an object, from byte `from` of its `total` bytes: one request, for a look and not for an import. Nothing
+/// where the server does not answer with just that.
+pub(super) fn tail(url: &str, options: &Options, stop: Stop, from: u64, total: u64) -> Option<Vec<u8>> {
+    let url = Url::parse(url)?;
+    let client = Client { options: options.clone(), stop, proof: None };
+    let response = client.get(&url, Some((from, None))).ok()?;
+    let (parts, body) = response.into_parts();
+    let range = text(&parts.headers, &CONTENT_RANGE).and_then(|text| content_range(&text));
+    if parts.status != StatusCode::PARTIAL_CONTENT || range != Some((from, Some(total))) {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    body.into_reader().take(total - from).read_to_end(&mut bytes).ok()?;
+    (bytes.len() as u64 == total - from).then_some(bytes)
+}
+
 fn into_io(error: HttpError) -> io::Error {
     match error {
         HttpError::Stopped(stopped) => io::Error::other(stopped),
@@ -301,15 +363,12 @@ impl HttpError {
 struct Client {
     options: Options,
     stop: Stop,
+    proof: Option<Arc<dyn Proof>>,
 }
 
 impl Client {
-    fn new(options: &Options, stop: Stop) -> Self {
-        Self { options: options.clone(), stop }
-    }
-
     /// One request, redirects followed; an answer that is no success is an error.
-    fn get(&mut self, url: &Url, range: Option<(u64, &str)>) -> Result<Response<Body>, HttpError> {
+    fn get(&self, url: &Url, range: Option<(u64, Option<&str>)>) -> Result<Response<Body>, HttpError> {
         let mut at = url.clone();
         for _ in 0..=MAX_REDIRECTS {
             self.stop.check()?;
@@ -318,7 +377,13 @@ impl Client {
                 request = request.header(AUTHORIZATION, login.reveal());
             }
             if let Some((position, validator)) = range {
-                request = request.header(RANGE, format!("bytes={position}-")).header(IF_RANGE, validator);
+                request = request.header(RANGE, format!("bytes={position}-"));
+                if let Some(validator) = validator {
+                    request = request.header(IF_RANGE, validator);
+                }
+            }
+            for (name, value) in self.proof.iter().flat_map(|proof| proof.headers(&at)) {
+                request = request.header(name, value.reveal());
             }
             let response = request.call().map_err(|error| self.failed(&at, error))?;
             let status = response.status();
@@ -328,12 +393,17 @@ impl Client {
             let target =
                 text(response.headers(), &LOCATION).filter(|_| matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308));
             let Some(target) = target else {
-                return Err(HttpError::Status { status, url: at.shown() });
+                let reason = self.proof.as_ref().and_then(|_| reason(response));
+                return Err(HttpError::Status { status, reason, url: at.shown() });
             };
-            at = at.join(&target).ok_or_else(|| {
+            let to = at.join(&target).ok_or_else(|| {
                 let target = super::url::redact(&target);
                 HttpError::Redirect { url: at.shown(), target }
             })?;
+            if self.proof.as_ref().is_some_and(|proof| !proof.may_follow(&at, &to)) {
+                return Err(HttpError::Strange { url: at.shown(), target: to.shown() });
+            }
+            at = to;
         }
         Err(HttpError::TooManyRedirects(url.shown()))
     }
@@ -346,11 +416,12 @@ impl Client {
             .disable_verification(!self.options.verify_tls)
             .build();
         let proxy = self.options.proxy.resolve(url).map_err(|proxy| HttpError::Url(super::url::redact(&proxy)))?;
+        let (via, forward) = proxy.as_ref().and_then(|proxy| Via::forward(proxy, url)).unzip();
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .tls_config(tls)
-            .proxy(proxy)
+            .proxy(proxy.filter(|_| via.is_none()))
             .user_agent(concat!("onestore/", env!("CARGO_PKG_VERSION")))
             .timeout_resolve(Some(self.options.connect_timeout))
             .timeout_connect(Some(self.options.connect_timeout))
@@ -361,9 +432,12 @@ impl Client {
         let connector =
             ().chain(ConnectProxyConnector::default())
                 .chain(TcpConnector::default())
-                .chain(Watch(self.stop.clone()))
+                .chain(Watch { stop: self.stop.clone(), forward })
                 .chain(NativeTlsConnector::default());
-        Ok(Agent::with_parts(config, connector, DefaultResolver::default()))
+        Ok(match via {
+            Some(via) => Agent::with_parts(config, connector, via),
+            None => Agent::with_parts(config, connector, DefaultResolver::default()),
+        })
     }
 
     fn failed(&self, url: &Url, error: ureq::Error) -> HttpError {
@@ -395,6 +469,28 @@ impl Client {
 
 fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     Some(headers.get(name)?.to_str().ok()?.trim().to_owned())
+}
+
+/// What S3 calls a failure: the `Code` in its body (Error Responses of the API reference), and the region that a bucket is
+/// really in.
+fn reason(response: Response<Body>) -> Option<String> {
+    let region = text(response.headers(), &HeaderName::from_static("x-amz-bucket-region")).filter(|text| is_word(text));
+    let mut body = Vec::new();
+    // A body that breaks off may have said it already.
+    let _ = response.into_body().into_reader().take(FAILURE_BODY).read_to_end(&mut body);
+    let body = String::from_utf8_lossy(&body);
+    let code = body.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code.trim());
+    let code = code.filter(|code| is_word(code))?.to_owned();
+    // Of use only where the region is what was wrong.
+    let elsewhere = region.filter(|_| code.contains("Redirect") || code.contains("Malformed"));
+    Some(elsewhere.map_or(code.clone(), |region| format!("{code}: the bucket is in the region {region}")))
+}
+
+/// Whether a server's word may stand in a message.
+fn is_word(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 64
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
 }
 
 /// First byte and total length of `bytes 5-9/10`.

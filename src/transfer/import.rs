@@ -22,14 +22,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::decode::{Bounded, Compression, MAGIC};
 use super::digest::{Expected, Hashers};
-use super::helper::Helper;
+use super::helper::Helpers;
 use super::http::{self, Download, HttpError};
 use super::overlap::Overlapped;
 use super::rate::{Limited, Rate};
+use super::rbd::Export;
+use super::s3::{self, S3Error};
 use super::source::{PathPolicy, SourceError, open_local};
+use super::ssh;
 use super::url::{redact, split_scheme};
 use super::watch::Stop;
 use crate::exec::control::Control;
+use crate::exec::process::Programs;
 use crate::image::{HEAD, Inspection, Prefix, inspect};
 
 /// The most of the decoded beginning that is kept: 4 MiB, enough for the header of any format.
@@ -38,7 +42,7 @@ pub const MAX_HEAD: usize = 4 << 20;
 /// How an import behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which local files may be read.
+    /// Which files may be read, here and on other machines.
     pub policy: PathPolicy,
     /// Whether compressed sources are decoded (`NO_DECOMPRESS` says no).
     pub decompress: bool,
@@ -46,12 +50,17 @@ pub struct Options {
     pub digests: Vec<Expected>,
     /// The fastest that the source is read, of any kind.
     pub rate: Option<Rate>,
-    /// The most decoded bytes that are accepted.
+    /// The most bytes that are accepted of what does not announce its length: of decoded data, and of downloads without
+    /// a length. What announces it can be judged before it comes.
     pub max_output: Option<u64>,
     /// How downloads behave.
     pub http: http::Options,
-    /// Who downloads from schemes that we do not serve.
-    pub helper: Option<Helper>,
+    /// Where S3 objects are and whose they are.
+    pub s3: s3::Settings,
+    /// How ssh is called.
+    pub programs: Programs,
+    /// Programs for schemes that we do not serve; without them no other program is started either.
+    pub helpers: Option<Helpers>,
 }
 
 impl Default for Options {
@@ -63,7 +72,9 @@ impl Default for Options {
             rate: None,
             max_output: None,
             http: http::Options::default(),
-            helper: None,
+            s3: s3::Settings::default(),
+            programs: Programs::default(),
+            helpers: None,
         }
     }
 }
@@ -77,8 +88,13 @@ pub enum ImportError {
     /// The download did not begin.
     #[error(transparent)]
     Http(#[from] HttpError),
+    /// An S3 object cannot be asked for.
+    #[error(transparent)]
+    S3(#[from] S3Error),
     /// Nobody here serves the scheme.
-    #[error("Cannot read from {location}: scheme '{scheme}' is not served, only http, https and local paths are")]
+    #[error(
+        "Cannot read from {location}: scheme '{scheme}' is not served, only http, https, s3, ssh, rbd, local paths and those with a helper program are"
+    )]
     Scheme {
         /// The location, without secrets.
         location: String,
@@ -99,19 +115,28 @@ pub enum ImportError {
 enum Origin<'a> {
     Local(&'a Path),
     Http(&'a str),
+    S3(&'a str),
+    Ssh(&'a str),
     Other(&'a str),
 }
 
 impl<'a> Origin<'a> {
     fn of(location: &'a OsStr) -> Self {
-        match location.to_str().and_then(|text| Some((text, split_scheme(text)?.0))) {
-            Some((text, scheme)) if ["http", "https"].contains(&scheme.to_ascii_lowercase().as_str()) => {
-                Self::Http(text)
-            }
-            Some((_, scheme)) => Self::Other(scheme),
-            None => Self::Local(Path::new(location)),
+        let Some((text, scheme)) = location.to_str().and_then(|text| Some((text, split_scheme(text)?.0))) else {
+            return Self::Local(Path::new(location));
+        };
+        match scheme.to_ascii_lowercase().as_str() {
+            "http" | "https" => Self::Http(text),
+            "s3" => Self::S3(text),
+            "ssh" => Self::Ssh(text),
+            _ => Self::Other(scheme),
         }
     }
+}
+
+/// Whether a location is an http or https address.
+pub(super) fn is_http(location: &OsStr) -> bool {
+    matches!(Origin::of(location), Origin::Http(_))
 }
 
 /// A location for people: without login and query.
@@ -126,6 +151,8 @@ struct Opened {
     len: Option<u64>,
     /// The same file again, for a reflink.
     file: Option<File>,
+    /// Its bytes are the image, whatever they look like.
+    opaque: bool,
 }
 
 fn open_origin(location: &OsStr, options: &Options, stop: &Stop) -> Result<Opened, ImportError> {
@@ -135,21 +162,39 @@ fn open_origin(location: &OsStr, options: &Options, stop: &Stop) -> Result<Opene
             let failed = |source| ImportError::Source(SourceError::Io { path: path.to_owned(), source });
             let file = source.file.try_clone().map_err(failed)?;
             let reader = Local { file: source.file, at: 0 };
-            Ok(Opened { reader: Box::new(reader), len: Some(source.len), file: Some(file) })
+            Ok(Opened { reader: Box::new(reader), len: Some(source.len), file: Some(file), opaque: false })
         }
         Origin::Http(url) => {
             let download = Download::open(url, &options.http, stop.clone())?;
             let len = download.announced();
-            Ok(Opened { reader: Box::new(download), len, file: None })
+            Ok(Opened { reader: Box::new(download), len, file: None, opaque: false })
+        }
+        Origin::S3(text) => {
+            let s3::Request { url, proof } = s3::request(text, &options.s3)?;
+            let download = Download::open_proved(url, Arc::new(proof), &options.http, stop.clone())?;
+            let len = download.announced();
+            Ok(Opened { reader: Box::new(download), len, file: None, opaque: false })
+        }
+        Origin::Ssh(text) => {
+            let (relay, len) = ssh::open(text, options, &stop.control())?;
+            Ok(Opened { reader: Box::new(relay), len: Some(len), file: None, opaque: false })
         }
         Origin::Other(scheme) => {
             let refuse = || ImportError::Scheme { location: shown(location), scheme: scheme.to_owned() };
-            let helper = options.helper.as_ref().ok_or_else(refuse)?;
+            let helpers = options.helpers.as_ref().ok_or_else(refuse)?;
             let text = location.to_str().ok_or_else(refuse)?;
-            let relay = helper.open(text, &scheme.to_ascii_lowercase(), &stop.control()).ok_or_else(refuse)?;
             let failed = |source| ImportError::Read { location: shown(location), source };
-            let relay = relay.map_err(failed)?;
-            Ok(Opened { reader: Box::new(relay), len: None, file: None })
+            let scheme = scheme.to_ascii_lowercase();
+            if scheme == "rbd" {
+                let relay = Export::parse(text)
+                    .ok_or_else(refuse)?
+                    .open(text, &options.programs, &stop.control())
+                    .map_err(failed)?;
+                return Ok(Opened { reader: Box::new(relay), len: None, file: None, opaque: false });
+            }
+            let opened = helpers.open(text, &scheme, &stop.control()).ok_or_else(refuse)?;
+            let (stream, opaque) = opened.map_err(failed)?;
+            Ok(Opened { reader: Box::new(stream), len: None, file: None, opaque })
         }
     }
 }
@@ -183,6 +228,8 @@ pub struct Incoming {
     pub compression: Option<Compression>,
     /// Length of the source, as downloaded, in bytes.
     pub encoded_len: Option<u64>,
+    /// Whether a helper says that the bytes are the image, whatever they look like.
+    pub opaque: bool,
     /// The local source itself, where the image is exactly that and nothing has to be checked: the caller may reflink
     /// it instead of reading.
     pub plain_file: Option<File>,
@@ -217,7 +264,7 @@ fn unpack(error: io::Error) -> Unpacked {
     }
 }
 
-/// Puts the stages together. Only where a source is decoded or digested there is work for a second core.
+/// Puts the stages together. Only where a source is downloaded, decoded or digested there is work for a second core.
 fn assemble(
     location: &OsStr,
     opened: Opened,
@@ -241,23 +288,24 @@ fn assemble(
         shared: shared.clone(),
     });
     let mut compression = None;
-    if options.decompress {
+    if options.decompress && !opened.opaque {
         let mut start = Vec::with_capacity(MAGIC);
         source.by_ref().take(MAGIC as u64).read_to_end(&mut start).map_err(|error| shared.prefer(error))?;
         compression = Compression::detect(&start);
         source = Box::new(io::Cursor::new(start).chain(source));
     }
-    if compression.is_some() || !options.digests.is_empty() {
+    // Of a download the socket is one core's work and the file another's.
+    if compression.is_some() || !options.digests.is_empty() || is_http(location) {
         source = Box::new(Overlapped::start("import-source", source)?);
     }
     if let Some(kind) = compression {
         source = Box::new(Overlapped::start("import-decode", kind.decoder(source)?)?);
     }
-    if let Some(limit) = options.max_output {
+    let endless = compression.is_some() || (opened.len.is_none() && is_http(location));
+    if let Some(limit) = options.max_output.filter(|_| endless) {
         source = Box::new(Bounded::new(source, limit));
     }
     let plain = compression.is_none() && options.digests.is_empty() && options.rate.is_none();
-    let small = options.max_output.is_none_or(|limit| opened.len.is_some_and(|len| len <= limit));
     Ok(Incoming {
         head: Vec::new(),
         taken: 0,
@@ -268,7 +316,8 @@ fn assemble(
         location: name,
         compression,
         encoded_len: opened.len,
-        plain_file: opened.file.filter(|_| plain && small),
+        opaque: opened.opaque,
+        plain_file: opened.file.filter(|_| plain),
     })
 }
 

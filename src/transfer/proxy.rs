@@ -1,8 +1,16 @@
 //! Which proxy a download goes through: the variables that curl(1) knows.
 
-use ureq::Proxy;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::NextTimeout;
+use ureq::{Proxy, ProxyProtocol};
 
 use super::url::Url;
+use super::watch::Forward;
+use crate::exec::cmd::Secret;
 
 /// Where the proxy comes from.
 #[derive(Clone, Debug)]
@@ -11,6 +19,8 @@ pub enum ProxyChoice {
     Environment,
     /// None, whatever the environment says.
     Direct,
+    /// This one for every address, whatever the environment says: `http://host:port`.
+    Fixed(String),
 }
 
 impl ProxyChoice {
@@ -18,11 +28,35 @@ impl ProxyChoice {
     pub(super) fn resolve(&self, url: &Url) -> Result<Option<Proxy>, String> {
         match self {
             Self::Direct => Ok(None),
-            Self::Environment => match choose(url, |name| std::env::var(name).ok()) {
-                None => Ok(None),
-                Some(text) => Proxy::new(&text).map(Some).map_err(|_| text),
-            },
+            Self::Environment => choose(url, |name| std::env::var(name).ok()).map(parse).transpose(),
+            Self::Fixed(text) => parse(text.clone()).map(Some),
         }
+    }
+}
+
+fn parse(text: String) -> Result<Proxy, String> {
+    Proxy::new(&text).map_err(|_| text)
+}
+
+/// Finds the proxy, whatever server is asked for: the request goes there and names the server.
+#[derive(Debug)]
+pub(super) struct Via(Proxy);
+
+impl Via {
+    /// For an http address behind an http proxy, which need not tunnel for us: many refuse to. Others are left to ureq.
+    pub(super) fn forward(proxy: &Proxy, url: &Url) -> Option<(Self, Forward)> {
+        if url.scheme() != "http" || proxy.protocol() != ProxyProtocol::Http {
+            return None;
+        }
+        let login = proxy.username().map(|user| format!("{user}:{}", proxy.password().unwrap_or_default()));
+        let login = login.map(|login| Secret::new(format!("Basic {}", BASE64_STANDARD.encode(login))));
+        Some((Self(proxy.clone()), Forward { origin: url.origin(), login }))
+    }
+}
+
+impl Resolver for Via {
+    fn resolve(&self, _: &Uri, config: &Config, timeout: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        DefaultResolver::default().resolve(self.0.uri(), config, timeout)
     }
 }
 

@@ -79,6 +79,11 @@ impl Url {
         format!("{}{query}", self.base())
     }
 
+    /// Scheme, host and port.
+    pub(super) fn origin(&self) -> String {
+        format!("{}://{}", self.scheme, self.authority)
+    }
+
     /// The value of an `Authorization` header.
     pub(super) fn login(&self) -> Option<&Secret> {
         self.login.as_ref()
@@ -95,6 +100,21 @@ impl Url {
             Some(rest) => rest.split(']').next().unwrap_or(rest),
             None => self.authority.split(':').next().unwrap_or(""),
         }
+    }
+
+    /// Host and port as they are sent.
+    pub(super) fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// The path as it is sent.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether there is a query.
+    pub(super) fn has_query(&self) -> bool {
+        self.query.is_some()
     }
 
     /// For people: without login and query.

@@ -14,6 +14,7 @@ pub struct Qcow2 {
     pub l1_size: Option<u32>,
     pub l1_offset: Option<u64>,
     pub incompatible: u64,
+    pub autoclear: u64,
     pub crypt: u32,
     pub snapshots: u32,
     pub refcount_order: u32,
@@ -38,6 +39,7 @@ impl Default for Qcow2 {
             l1_size: None,
             l1_offset: None,
             incompatible: 0,
+            autoclear: 0,
             crypt: 0,
             snapshots: 0,
             refcount_order: 4,
@@ -66,7 +68,7 @@ impl Qcow2 {
         if let Some(format) = self.backing_format.filter(|_| !self.backing.is_empty()) {
             extension(&mut extensions, 0xE279_2ACA, format);
         }
-        let (mut incompatible, mut autoclear) = (self.incompatible, 0u64);
+        let (mut incompatible, mut autoclear) = (self.incompatible, self.autoclear);
         if let Some(name) = &self.data_file {
             incompatible |= 4;
             autoclear |= if self.raw_data_file { 2 } else { 0 };
@@ -222,6 +224,39 @@ fn vpc(kind: u32) -> Vec<u8> {
     out
 }
 
+/// The data of a bitmaps extension.
+fn bitmaps(count: u32, size: u64, offset: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    extension(
+        &mut out,
+        0x2385_2875,
+        &[&count.to_be_bytes()[..], &[0; 4], &size.to_be_bytes(), &offset.to_be_bytes()].concat(),
+    );
+    out
+}
+
+/// Where [`parallels`] puts the format extension.
+const PARALLELS_EXTENSION: usize = 32 << 10;
+
+/// A Parallels image of 1 MiB with a format extension of these numbers: feature, flags, length.
+pub fn parallels(features: &[u64]) -> Vec<u8> {
+    let mut out = b"WithouFreSpacExt".to_vec();
+    for field in [2u32, 16, 0, 2048, 1] {
+        out.extend(field.to_le_bytes());
+    }
+    out.extend(2048u64.to_le_bytes());
+    out.extend([0; 12]);
+    out.extend((PARALLELS_EXTENSION as u64 / 512).to_le_bytes());
+    out.resize(PARALLELS_EXTENSION, 0);
+    out.extend(0xAB23_4CEF_23DC_EA87_u64.to_le_bytes());
+    out.extend([0; 16]);
+    for field in features {
+        out.extend(field.to_le_bytes());
+    }
+    out.resize(2 << 20, 0);
+    out
+}
+
 /// Every hostile case by name.
 #[allow(clippy::too_many_lines)] // A table.
 pub fn all() -> Vec<(&'static str, Vec<u8>)> {
@@ -282,6 +317,19 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("virt-16e", q(Qcow2 { size: u64::MAX, ..d() })),
         ("virt-2p", q(Qcow2 { size: 1 << 51, ..d() })),
         ("incompat-unknown", q(Qcow2 { incompatible: 1 << 40, ..d() })),
+        ("bitmaps-none", q(Qcow2 { autoclear: 1, extension: bitmaps(0, 64, 3 << 16), ..d() })),
+        ("bitmaps-many", q(Qcow2 { autoclear: 1, extension: bitmaps(u32::MAX, 64, 3 << 16), ..d() })),
+        ("bitmaps-outside", q(Qcow2 { autoclear: 1, extension: bitmaps(1, 64, 1 << 40), ..d() })),
+        ("encryption-header-outside", {
+            let mut ext = Vec::new();
+            extension(&mut ext, 0x0537_BE77, &[(1u64 << 40).to_be_bytes(), 4096u64.to_be_bytes()].concat());
+            q(Qcow2 { crypt: 2, extension: ext, ..d() })
+        }),
+        ("encryption-header-alone", {
+            let mut ext = Vec::new();
+            extension(&mut ext, 0x0537_BE77, &[(3u64 << 16).to_be_bytes(), 4096u64.to_be_bytes()].concat());
+            q(Qcow2 { extension: ext, ..d() })
+        }),
         ("marked-corrupt", q(Qcow2 { incompatible: 2, ..d() })),
         ("version-4", q(Qcow2 { version: 4, ..d() })),
         ("version-0", q(Qcow2 { version: 0, ..d() })),
@@ -349,6 +397,12 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         }),
         ("luks-version", b"LUKS\xba\xbe\x00\x09".iter().copied().chain([0; 4096]).collect()),
         ("parallels", b"WithouFreSpacExt".iter().copied().chain([0xFF; 4096]).collect()),
+        ("parallels-extension-needed", parallels(&[0x1122_3344_5566_7788, 1, 0])),
+        ("parallels-extension-damaged", {
+            let mut bytes = parallels(&[]);
+            bytes[PARALLELS_EXTENSION..PARALLELS_EXTENSION + 8].fill(0xEE);
+            bytes
+        }),
         ("bochs", b"Bochs Virtual HD Image\0".iter().copied().chain([0; 4096]).collect()),
         ("cloop", b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0".to_vec()),
     ]

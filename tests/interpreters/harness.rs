@@ -182,16 +182,21 @@ pub fn as_sh(shell: &str, script: &Script, root: &Path, input: Option<&[u8]>) ->
 
 /// Runs a script both ways, compares, and returns what came of it.
 pub fn both(plant: impl Fn(&Path), script: impl Fn(&Path) -> Vec<Op>, input: Option<&[u8]>) -> Outcome {
+    both_scripts(plant, |root| Script::new(script(root)), input)
+}
+
+/// The same for scripts that are more than their operations.
+pub fn both_scripts(plant: impl Fn(&Path), script: impl Fn(&Path) -> Script, input: Option<&[u8]>) -> Outcome {
     let fresh = || {
         let temp = tempfile::tempdir().expect("temp");
         plant(temp.path());
         temp
     };
     let temp = fresh();
-    let here = in_process(&Script::new(script(temp.path())), temp.path(), input);
+    let here = in_process(&script(temp.path()), temp.path(), input);
     for shell in ["dash", "bash"] {
         let temp = fresh();
-        let there = as_sh(shell, &Script::new(script(temp.path())), temp.path(), input);
+        let there = as_sh(shell, &script(temp.path()), temp.path(), input);
         assert_eq!(here.result, there.result, "{shell}: left in process, right as sh");
         if here.result.is_ok() {
             assert_eq!(here.sent, there.sent, "{shell}");

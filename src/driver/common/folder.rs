@@ -73,6 +73,11 @@ impl Folder {
         Step::new(&self.host, what, ops).undo([remove].into_iter().chain(self.leave()))
     }
 
+    /// A step that begins with [`Folder::prepare`] and writes no staging file: the claim goes again when anything fails.
+    pub fn prepared_step(&self, what: impl Into<String>, ops: impl IntoIterator<Item = Op>) -> Step {
+        Step::new(&self.host, what, ops).undo(self.leave())
+    }
+
     /// Gives the staging directory up.
     pub fn leave(&self) -> [Op; 2] {
         staging::leave(&self.base, &self.owner)

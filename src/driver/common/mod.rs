@@ -9,6 +9,7 @@
 //! - [`folder`]: a directory in which new things come into being.
 //! - [`judge`]: a file where it lies, before a program opens it.
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
+//! - [`live`]: operations on a running domain.
 //! - [`trees`]: what becomes of a directory that is copied.
 //! - [`nfs`]: datastores that are mounted on demand, by a datastore for a moment.
 //! - [`nfs_host`]: the same by a host, for its VMs.
@@ -23,6 +24,7 @@ pub mod disk;
 pub mod folder;
 pub mod judge;
 pub mod layers;
+pub mod live;
 pub mod migrate;
 pub mod mv_host;
 pub mod nfs;

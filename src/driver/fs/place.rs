@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -9,6 +10,8 @@ use crate::context::Cx;
 use crate::driver::common::bridges::{bridges_on, in_turn, reach};
 use crate::driver::common::folder::Folder;
 use crate::driver::misuse;
+use crate::exec::fence::Fenced;
+use crate::exec::host::Host;
 use crate::exec::op::{Op, Value};
 use crate::exec::staging::{self, Owner};
 use crate::exec::step::{Feed, Step};
@@ -59,6 +62,7 @@ impl Place {
                 Value::Names(names) => staging::clear(folder, &names, &owner),
                 _ => Vec::new(),
             });
+            let host: Arc<dyn Host> = Arc::new(Fenced::new(host, folders.clone()));
             let folder = Folder::new(host, base.clone(), clear.collect(), owner.clone());
             Self { folder, bridge, text: text.clone(), landing: landing.clone() }
         };
@@ -146,7 +150,8 @@ impl Place {
             Op::Remove { path: away, tree: true, must_exist: false },
         ];
         let what = format!("Remove {}; this cannot be undone", path.display());
-        cx.apply(Step::new(&self.host, what, ops).or_say(failure).whole())?;
+        // What is gone stays gone, but a run that is cancelled afterwards gives its claim up.
+        cx.apply(Step::new(&self.host, what, ops).undo(self.leave()).or_say(failure).whole())?;
         Ok(())
     }
 

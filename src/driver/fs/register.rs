@@ -18,18 +18,19 @@ use crate::driver::common::layers::data_format;
 use crate::driver::common::nfs;
 use crate::driver::{Reply, Request, misuse};
 use crate::exec::cmd::Secret;
-use crate::exec::op::{Op, Sparse, Value};
+use crate::exec::op::{FileKind, Op, Sparse, Value};
+use crate::exec::process::Programs;
 use crate::exec::staging;
 use crate::exec::step::{Feed, Step};
 use crate::image::{Contents, Format, Inspection};
-use crate::payload::{ActionData, Datastore, DatastoreType, Image, ImageType};
+use crate::payload::{ActionData, Datastore, DatastoreType, Image, ImageType, MarketTemplate};
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
-use crate::transfer::helper::Helper;
+use crate::transfer::helper::Helpers;
 use crate::transfer::import::{self, Incoming};
 use crate::transfer::progress::Progress;
 use crate::transfer::rate::Rate;
-use crate::transfer::{digest, http, size, source};
+use crate::transfer::{digest, http, s3, size, source};
 
 /// Most bytes that `stat` downloads only to count what they unpack to: 16 GiB. oned waits 90 seconds for the answer.
 const MOST_COUNTED: u64 = 16 << 30;
@@ -47,7 +48,8 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let opaque = is_opaque(datastore, true)?;
     let verb = if location.contains("://") { "Downloading image" } else { "Copying local image" };
     cx.info(format!("{verb} {shown} to the image repository"));
-    let options = options(cx, &request.data, image, opaque)?;
+    let granted = granted(cx, &place, &request.data, image)?;
+    let options = import::Options { max_output: granted.most(), ..options(cx, &request.data, image, opaque)? };
     let mut incoming = import::open(location.as_ref(), &options, &cx.control).with_context(|| failure.clone())?;
     let seen = incoming.inspect().with_context(|| failure.clone())?;
     let files = datastore.datastore_type.get().map_err(misuse)? == Some(DatastoreType::File);
@@ -57,7 +59,7 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     // Kernels, ramdisks and context files are no disks: nothing ever looks for a format in them.
     let format = if files { "raw" } else { data_format(seen.format) };
     if !files {
-        judge(&seen, opaque).with_context(|| format!("{failure}: refused"))?;
+        judge(&seen, opaque).and_then(|()| granted.holds(&seen)).with_context(|| format!("{failure}: refused"))?;
     }
 
     // What is decided.
@@ -123,6 +125,7 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
             digests.push(digest::Expected::new(algorithm, hex).map_err(|e| Misuse(e.to_string()))?);
         }
     }
+    let market = data.marketplace.as_ref().map(|market| &market.template);
     let limit = template.limit_transfer_bw.trimmed();
     let unverified = template.other.get("TLS_VERIFY").is_some_and(|v| v.trim().eq_ignore_ascii_case("no"));
     Ok(import::Options {
@@ -131,13 +134,67 @@ fn options(cx: &Cx<'_>, data: &ActionData, image: &Image, opaque: bool) -> Resul
         digests,
         rate: limit.map(str::parse::<Rate>).transpose().map_err(|e| Misuse(e.to_string()))?,
         http: http::Options { verify_tls: cx.settings.tls_verify() && !unverified, ..http::Options::default() },
+        programs: Programs::from_env(),
+        // Never a mixture of both: a marketplace would be told a token that is not its own.
+        s3: market
+            .and_then(MarketTemplate::s3)
+            .unwrap_or_else(|| s3::Settings::from_env(|name| std::env::var(name).ok())),
         // Its downloads have effects of their own, so `explain` does not start it.
-        helper: cx.is_real().then(|| Helper {
-            program: cx.layout.remotes.join("datastore/downloader.sh"),
+        helpers: cx.is_real().then(|| Helpers {
+            dir: cx.layout.remotes.join("datastore"),
             action_data: market_keys(data),
+            temp: None,
         }),
         ..import::Options::default()
     })
+}
+
+/// How much an image may unpack to.
+enum Granted {
+    /// What oned charged for: `IMAGE/SIZE`, in MiB.
+    Size(u64),
+    /// What is free in the datastore, in bytes, where oned has not charged for anything.
+    Free(u64),
+    /// Nobody knows.
+    Unknown,
+}
+
+/// oned's SIZE is what `stat` said before. For an app of a marketplace it is what somebody wrote into a catalogue, where
+/// other sizes than a guest's are met, so that only the space is a limit.
+fn granted(cx: &Cx<'_>, place: &Place, data: &ActionData, image: &Image) -> Result<Granted> {
+    let from_catalogue = data.marketplace.is_some();
+    if let Some(mib) = image.size.get().map_err(misuse)?.filter(|&mib| mib > 0 && !from_catalogue) {
+        return Ok(Granted::Size(mib));
+    }
+    // The directory may not be there yet.
+    let space = place.base.ancestors().find_map(|dir| cx.ask(&place.host, Op::Space { path: dir.to_owned() }).ok());
+    Ok(match space {
+        // The rest is for the other actions that run.
+        Some(Value::Space(space)) => Granted::Free(space.free_mib.saturating_mul(1 << 20) / 20 * 19),
+        _ => Granted::Unknown,
+    })
+}
+
+impl Granted {
+    /// Most bytes of the image's file: with the tables of its format.
+    fn most(&self) -> Option<u64> {
+        match self {
+            Self::Size(mib) => Some(qemu_img::largest(mib.saturating_mul(1 << 20))),
+            Self::Free(bytes) => Some(*bytes),
+            Self::Unknown => None,
+        }
+    }
+
+    /// Refuses a disk that is larger than what was charged for: clusters that lie on top of each other make a terabyte
+    /// from a kilobyte.
+    fn holds(&self, seen: &Inspection) -> Result<()> {
+        match (self, self.most(), seen.virtual_size) {
+            (Self::Size(mib), Some(most), Some(size)) if size > most => {
+                bail!("Its disk has {} MiB, IMAGE/SIZE grants {mib} MiB", size.div_ceil(1 << 20));
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The part of the document that upstream's downloader reads: the keys of a marketplace on S3.
@@ -246,7 +303,12 @@ fn look_again(cx: &Cx<'_>, place: &Place, staged: &Path, judged: &Inspection) ->
     if !cx.is_real() {
         return Ok(());
     }
-    let size = cx.ask(&place.host, Op::Stat { path: staged.to_owned(), follow: false })?.stat().map(|s| s.size);
+    let stat = cx.ask(&place.host, Op::Stat { path: staged.to_owned(), follow: false })?.stat();
+    // A STAGING_DIR that others may write to is the one place where somebody could put a link in its place.
+    if stat.is_none_or(|stat| stat.kind != FileKind::File) {
+        bail!("What arrived is no file any more: somebody else writes to the staging directory");
+    }
+    let size = stat.map(|stat| stat.size);
     let found = judge::inspect(cx, &place.host, staged, size, Vec::new())?;
     let fixed_vhd =
         found.format == Format::Vpc && judged.format == Format::Raw && found.variant.as_deref() == Some("fixed");

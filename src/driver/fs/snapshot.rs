@@ -140,9 +140,8 @@ pub fn flatten(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let there = |path| cx.ask(&place.host, Op::Stat { path, follow: false }).map(|answer| answer.stat());
     if there(files.snapshots())?.is_none() && there(files.image.clone())?.is_some() {
         cx.warn(format!("{} has no snapshots, it is flat already", target.source));
-        cx.apply(
-            Step::new(&place.host, "Clear away what a run left that was killed", place.prepare()).or_say(&failure),
-        )?;
+        let clear = place.prepared_step("Clear away what a run left that was killed", place.prepare());
+        cx.apply(clear.or_say(&failure))?;
         place.tidy(cx);
         return Ok(Reply::Nothing);
     }
@@ -154,7 +153,7 @@ pub fn flatten(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let inode = |path| there(path).map(|stat| stat.map(|s| (s.dev, s.ino)));
     let done = data.path == files.image || inode(data.path.clone())? == inode(files.image.clone())?;
     if done {
-        cx.apply(Step::new(&place.host, "Drop the image's digest", ops).or_say(&failure))?;
+        cx.apply(place.prepared_step("Drop the image's digest", ops).or_say(&failure))?;
     } else {
         let step = if data.backing.is_some() {
             let largest = data.virtual_size.map(qemu_img::largest);

@@ -20,6 +20,7 @@ use super::{ErrorKind, Host, HostName, ScriptError};
 #[derive(Debug)]
 pub struct OpenSsh {
     name: HostName,
+    port: Option<u16>,
     programs: Programs,
     config: OnceLock<Option<SshConfig>>,
 }
@@ -28,7 +29,14 @@ impl OpenSsh {
     /// Calls ssh as `programs` says: the environment's `SSH` may be several words.
     #[must_use]
     pub fn new(name: HostName, programs: Programs) -> Self {
-        Self { name, programs, config: OnceLock::new() }
+        Self { name, port: None, programs, config: OnceLock::new() }
+    }
+
+    /// The same at this port, whatever the configuration says.
+    #[must_use]
+    pub fn at_port(mut self, port: Option<u16>) -> Self {
+        self.port = port;
+        self
     }
 
     /// What `ssh -G` says, asked once; `None` if it says nothing.
@@ -45,6 +53,9 @@ impl OpenSsh {
             if let Some(ciphers) = self.config(control).and_then(SshConfig::bulk_ciphers) {
                 argv.extend(["-o".into(), format!("Ciphers={ciphers}").into()]);
             }
+        }
+        if let Some(port) = self.port {
+            argv.extend(["-p".into(), port.to_string().into()]);
         }
         argv.extend(["--", self.name.as_str(), COMMAND].map(OsString::from));
         Ok(argv)

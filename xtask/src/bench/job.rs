@@ -21,7 +21,9 @@ const DATABLOCK: u64 = 10 * 1024;
 pub struct Prepared {
     /// The source image, if there is one.
     image: Option<PathBuf>,
-    /// Its MD5 in hex.
+    /// It, compressed, where it is a file that is imported.
+    packed: Option<PathBuf>,
+    /// MD5 of what is imported, in hex.
     md5: Option<String>,
     /// What serves it, compressed.
     server: Option<Server>,
@@ -46,9 +48,22 @@ pub struct Runner {
 /// # Errors
 /// The disk is full, a tool is missing, a signal asked for the end.
 pub fn prepare(lab: &mut Lab, subject: &Subject) -> Result<Prepared> {
-    let mut prepared = Prepared { image: None, md5: None, server: None, data: None };
+    let mut prepared = Prepared { image: None, packed: None, md5: None, server: None, data: None };
     let source = match subject.job {
-        Job::Stat(source) | Job::Cp(source) | Job::CpMd5(source) | Job::CpHttp(source) | Job::Clone(source) => source,
+        Job::Stat(source)
+        | Job::Cp(source)
+        | Job::CpMd5(source)
+        | Job::CpHttp(source)
+        | Job::CpHttpRaw(source)
+        | Job::CpPacked(source)
+        | Job::Clone(source) => source,
+        Job::Inspect => {
+            prepared.image = Some(lab.derived("inspect.qcow2", |path| {
+                let args = ["create", "-q", "-f", "qcow2"].map(std::ffi::OsStr::new);
+                helper("qemu-img", &[&args[..], &[path.as_os_str(), "10G".as_ref()]].concat(), Stdio::null())
+            })?);
+            return Ok(prepared);
+        }
         Job::Monitor | Job::MonitorLarge | Job::Remove | Job::DummyCp | Job::DummyClone | Job::Mkfs(_) => {
             return Ok(prepared);
         }
@@ -57,12 +72,20 @@ pub fn prepare(lab: &mut Lab, subject: &Subject) -> Result<Prepared> {
     if matches!(subject.job, Job::CpMd5(_)) {
         prepared.md5 = Some(md5_of(&image)?);
     }
-    if matches!(subject.job, Job::CpHttp(_)) {
+    if matches!(subject.job, Job::CpHttpRaw(_)) {
+        prepared.server = Some(Server::start(&image)?);
+    }
+    if matches!(subject.job, Job::CpHttp(_) | Job::CpPacked(_)) {
         let packed = lab.derived(&format!("{}.gz", source.name()), |path| {
             let out = File::create(path)?;
             helper("gzip", &["-1".as_ref(), "-c".as_ref(), image.as_os_str()], Stdio::from(out))
         })?;
-        prepared.server = Some(Server::start(&packed)?);
+        if matches!(subject.job, Job::CpPacked(_)) {
+            prepared.md5 = Some(md5_of(&packed)?);
+            prepared.packed = Some(packed);
+        } else {
+            prepared.server = Some(Server::start(&packed)?);
+        }
     }
     for tool in subject.tools {
         if let Tool::Dd(data) = tool {
@@ -91,6 +114,8 @@ pub fn of_tree(lab: &Lab, subject: &Subject, prepared: &Prepared, tree: &Tree) -
         let mut target = OsString::from("host01:");
         target.push(disk);
         (vec!["vm:dummy_path".into(), target, "18".into(), "106".into()], None)
+    } else if subject.job == Job::Inspect {
+        (vec!["inspect".into(), prepared.image.clone().unwrap_or_default().into()], None)
     } else {
         let file = lab.scratch().join(format!("payload-{}-{:?}", subject.name.replace('/', "-"), tree.who));
         payload(lab, subject, prepared, &sandbox)?.write(&file)?;
@@ -111,13 +136,19 @@ fn payload(lab: &Lab, subject: &Subject, prepared: &Prepared, sandbox: &Sandbox)
         md5: prepared.md5.clone(),
         ..Payload::default()
     };
-    if let Some(image) = &prepared.image {
+    if let Some(image) = prepared.packed.as_ref().or(prepared.image.as_ref()) {
         payload.path = utf8(image)?;
     }
     if let Some(server) = &prepared.server {
         payload.path = server.url();
     }
     match subject.job {
+        Job::Cp(source)
+        | Job::CpMd5(source)
+        | Job::CpHttp(source)
+        | Job::CpHttpRaw(source)
+        | Job::CpPacked(source)
+        | Job::Clone(source) => payload.mib = source.len() >> 20,
         Job::Remove => payload.source = utf8(&victim(sandbox))?,
         Job::Mkfs(format) => {
             payload.format = format;
@@ -146,6 +177,7 @@ pub fn of_tool(lab: &Lab, subject: &Subject, prepared: &Prepared, tool: Tool) ->
     let nothing = Tree { who: Who::Tool, remotes: lab.scratch().to_owned() };
     let sandbox = lab.sandbox(subject.ground, &nothing)?;
     let (image, out) = (prepared.image.clone().unwrap_or_default(), product(&sandbox));
+    let url = prepared.server.as_ref().map(Server::url).unwrap_or_default();
     let word = |text: &str| OsString::from(text);
     // The paths come as $1 and $2.
     let script = |text: &str, first: OsString| {
@@ -159,11 +191,13 @@ pub fn of_tool(lab: &Lab, subject: &Subject, prepared: &Prepared, tool: Tool) ->
             "dd if=\"$1\" of=\"$2\" bs=1M conv=fsync status=none",
             prepared.data.clone().unwrap_or_default().into(),
         ),
-        Tool::Md5sum => (PathBuf::from("md5sum"), vec![image.into()]),
-        Tool::CurlGunzip => {
-            let url = prepared.server.as_ref().map(Server::url).unwrap_or_default();
-            script("curl -s \"$1\" | gunzip >\"$2\"", url.into())
-        }
+        Tool::Md5sum => (PathBuf::from("md5sum"), vec![prepared.packed.clone().unwrap_or(image).into()]),
+        Tool::Gunzip => script("gunzip <\"$1\" >/dev/null", prepared.packed.clone().unwrap_or(image).into()),
+        Tool::CurlGunzip => script("curl -s \"$1\" | gunzip >\"$2\"", url.into()),
+        Tool::CurlGunzipSync => script("curl -s \"$1\" | gunzip >\"$2\" && sync \"$2\"", url.into()),
+        Tool::Curl => script("exec curl -s -o \"$2\" \"$1\"", url.into()),
+        Tool::CurlSync => script("curl -s -o \"$2\" \"$1\" && sync \"$2\"", url.into()),
+        Tool::QemuImgInfo => (PathBuf::from("qemu-img"), vec![word("info"), image.into()]),
         Tool::QemuImgCreate => {
             let format = if let Job::Mkfs(format) = subject.job { format } else { "raw" };
             let size = format!("{DATABLOCK}M");
@@ -185,7 +219,16 @@ impl Runner {
         if self.job == Job::Remove && self.who != Who::Tool {
             fs::write(victim(&self.sandbox), vec![b'x'; 1 << 20])?;
         }
-        if matches!(self.job, Job::Cp(_) | Job::CpMd5(_) | Job::CpHttp(_) | Job::Clone(_) | Job::Remove) {
+        if !matches!(
+            self.job,
+            Job::Monitor
+                | Job::MonitorLarge
+                | Job::Stat(_)
+                | Job::DummyCp
+                | Job::DummyClone
+                | Job::Inspect
+                | Job::Mkfs(_)
+        ) {
             let dir = File::open(self.sandbox.var())?;
             rustix::fs::syncfs(&dir).context("Cannot sync the file system")?;
         }
@@ -209,7 +252,12 @@ impl Runner {
             Job::Remove => owes(!victim(&self.sandbox).exists(), "the image is still there"),
             Job::DummyCp => owes(answer == "dummy_path dummy_format", answer),
             Job::DummyClone => owes(answer.is_empty(), answer),
-            Job::Cp(source) | Job::CpMd5(source) | Job::CpHttp(source) => {
+            Job::Inspect => owes(answer.contains("10 GiB") && answer.ends_with("safe"), answer),
+            Job::Cp(source)
+            | Job::CpMd5(source)
+            | Job::CpHttp(source)
+            | Job::CpHttpRaw(source)
+            | Job::CpPacked(source) => {
                 owes(answer.ends_with(" raw"), answer)?;
                 copied(answer, source)
             }

@@ -119,6 +119,14 @@ impl Row {
         pairs(self.of(Who::Drivers)?, tool, |ours, tool| ours / tool)
     }
 
+    /// The median over the rounds of our wall time by that of the slowest tool.
+    pub fn by_slowest(&self) -> Option<f64> {
+        let tools: Vec<&[Figures]> = self.tools().map(Series::samples).collect();
+        let slowest = |n: usize| tools.iter().filter_map(|samples| samples.get(n)).map(|s| s.wall).reduce(f64::max);
+        let ours = self.of(Who::Drivers)?.samples().iter().enumerate();
+        median(ours.filter_map(|(n, sample)| Some(sample.wall / slowest(n)?)))
+    }
+
     /// Every budget of the subject with what became of it.
     pub fn verdicts(&self) -> Vec<Verdict> {
         let ours = self.of(Who::Drivers);
@@ -139,6 +147,9 @@ impl Row {
                 budget: format!("≤ {n} × the tool"),
                 kept: tool.and_then(|tool| self.by_tool(tool)).map(|by| by <= n),
             },
+            Budget::BySlowest(n) => {
+                Verdict { budget: format!("≤ {n} × the slowest tool"), kept: self.by_slowest().map(|by| by <= n) }
+            }
             Budget::OverTool(seconds) => Verdict {
                 budget: format!("≤ the tool + {seconds} s"),
                 kept: ours.zip(tool).and_then(|(o, t)| pairs(o, t, |o, t| o - t)).map(|over| over <= seconds),

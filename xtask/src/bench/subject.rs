@@ -1,6 +1,6 @@
 //! What is measured, and what it may cost: one table.
 
-use super::files::Source::{self, Dense1G, Dense8G, Dense64M, Dense256M, Sparse1G, Sparse8T};
+use super::files::Source::{self, Dense1G, Dense8G, Dense64M, Dense256M, Dense1536M, Sparse1G, Sparse8T};
 use super::lab::Ground::{self, Reflink, Work};
 
 /// Memory budget of every action, bytes.
@@ -60,6 +60,12 @@ pub enum Job {
     CpMd5(Source),
     /// `fs/cp` of a local image, compressed, over HTTP.
     CpHttp(Source),
+    /// `fs/cp` of an image as it is over HTTP.
+    CpHttpRaw(Source),
+    /// `fs/cp` of a local compressed image with the MD5 of the compressed file.
+    CpPacked(Source),
+    /// `onestore inspect` of a qcow2 image.
+    Inspect,
     /// `fs/clone` of an image.
     Clone(Source),
     /// `fs/mkfs` of an empty datablock of 10 GiB.
@@ -81,6 +87,16 @@ pub enum Tool {
     Md5sum,
     /// `curl | gunzip`.
     CurlGunzip,
+    /// The same, then `sync` of the file.
+    CurlGunzipSync,
+    /// `curl -o`.
+    Curl,
+    /// The same, then `sync` of the file.
+    CurlSync,
+    /// `gunzip` to nowhere: the decoder alone.
+    Gunzip,
+    /// `qemu-img info`.
+    QemuImgInfo,
     /// `qemu-img create`.
     QemuImgCreate,
 }
@@ -95,6 +111,11 @@ impl Tool {
             Self::Dd(_) => "dd of the data, conv=fsync",
             Self::Md5sum => "md5sum alone",
             Self::CurlGunzip => "curl \\| gunzip",
+            Self::CurlGunzipSync => "curl \\| gunzip; sync FILE",
+            Self::Curl => "curl -o",
+            Self::CurlSync => "curl -o; sync FILE",
+            Self::Gunzip => "gunzip alone",
+            Self::QemuImgInfo => "qemu-img info",
             Self::QemuImgCreate => "qemu-img create",
         }
     }
@@ -111,6 +132,8 @@ pub enum Budget {
     TimesFaster(f64),
     /// The median of our time by the first tool's is at most this.
     ByTool(f64),
+    /// The median of our time by that of the slowest tool of the round is at most this.
+    BySlowest(f64),
     /// The median of our time less the first tool's is at most this, seconds.
     OverTool(f64),
 }
@@ -189,6 +212,44 @@ pub static SUBJECTS: &[Subject] = &[
     Subject {
         tools: &[Tool::CurlGunzip],
         ..data("fs/cp-http-gzip", "raw, 256 MiB of data, gzip over HTTP", "datastore/fs/cp", Job::CpHttp(Dense256M))
+    },
+    Subject {
+        tools: &[Tool::CurlGunzip, Tool::CurlGunzipSync],
+        budgets: &[Budget::ByTool(1.1)],
+        not_other: Some("takes minutes"),
+        slow: true,
+        ..data("fs/cp-http-gzip-1G", "raw, 1 GiB of data, gzip over HTTP", "datastore/fs/cp", Job::CpHttp(Dense1G))
+    },
+    Subject {
+        tools: &[Tool::Curl, Tool::CurlSync],
+        budgets: &[Budget::ByTool(1.1)],
+        not_other: Some("takes minutes"),
+        slow: true,
+        ..data("fs/cp-http-raw-1G", "raw, 1 GiB of data, over HTTP", "datastore/fs/cp", Job::CpHttpRaw(Dense1G))
+    },
+    Subject {
+        tools: &[Tool::Curl, Tool::CurlSync],
+        budgets: &[Budget::TimesFaster(5.0)],
+        ..data("fs/cp-http-64M", "raw, 64 MiB of data, over HTTP", "datastore/fs/cp", Job::CpHttpRaw(Dense64M))
+    },
+    Subject {
+        // What is written and what is unpacked have the same length; the digest is that of the packed file.
+        tools: &[Tool::Gunzip, Tool::Dd(Dense1536M), Tool::Md5sum],
+        budgets: &[Budget::BySlowest(1.15)],
+        not_other: Some("takes minutes"),
+        slow: true,
+        ..data(
+            "fs/cp-stages",
+            "raw, 1.5 GiB of data, gzip, with its MD5: digest, decoder and writer at once",
+            "datastore/fs/cp",
+            Job::CpPacked(Dense1536M),
+        )
+    },
+    Subject {
+        tools: &[Tool::QemuImgInfo],
+        budgets: &[Budget::Wall(2.0), Budget::Children(0)],
+        not_other: Some("has no such command"),
+        ..short("inspect", "a qcow2 image of 10 GiB", "onestore/onestore", Job::Inspect)
     },
     Subject {
         tools: &[Tool::Md5sum],

@@ -144,6 +144,13 @@ pub struct Expect {
     pub stderr: Option<String>,
     /// Regular expression that must not be found in standard error.
     pub not_stderr: Option<String>,
+    /// Standard output equals the beginning of this file, or all of it.
+    pub stdout_of: Option<String>,
+    /// Length of that beginning, with a unit.
+    pub stdout_size: Option<String>,
+    /// Any number of plain lines is fine, as long as there is one.
+    #[serde(default)]
+    pub any_lines: bool,
     /// Number of plain lines on standard error; 1 by default for a call that fails without a signal.
     pub error_lines: Option<usize>,
     /// What has to be there, or not be there, afterwards.
@@ -192,6 +199,9 @@ pub struct Before {
     pub text: Option<String>,
     /// The file that a copy, an archive or a link is made of.
     pub of: Option<String>,
+    /// What a tar or zip holds, for members that no program would pack.
+    #[serde(default)]
+    pub members: Vec<Member>,
     /// Backing file of a qcow2 image.
     pub backing: Option<String>,
     /// Format of that backing file.
@@ -201,6 +211,24 @@ pub struct Before {
     /// What to write into a qcow2 image: a command of `qemu-io`.
     #[serde(default)]
     pub write: Vec<String>,
+    /// Permissions in octal.
+    pub mode: Option<String>,
+}
+
+/// A member of an archive, as the archive says it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// `file` (the default), `dir`, `link`, `hard`, `device` or `fifo`.
+    pub is: Option<String>,
+    /// What is in a file.
+    #[serde(default)]
+    pub text: String,
+    /// Where a link leads.
+    #[serde(default)]
+    pub to: String,
     /// Permissions in octal.
     pub mode: Option<String>,
 }
@@ -258,6 +286,10 @@ pub struct Route {
     pub redirect: Option<String>,
     /// Close the connection after so many bytes of the body, with a unit.
     pub truncate: Option<String>,
+    /// Announce this length instead of the true one, with a unit.
+    pub length: Option<String>,
+    /// Answer 401 to whoever does not send this `user:password`.
+    pub login: Option<String>,
     /// Do not answer `HEAD` with a length, nor `GET`.
     #[serde(default)]
     pub no_length: bool,

@@ -9,7 +9,9 @@
 //! | `dir`, `fifo` | |
 //! | `link` | symbolic link to `of` |
 //! | `head` | the first `size` bytes of `of` |
-//! | `copy`, `gzip`, `bzip2`, `xz`, `zstd`, `tar`, `zip` | made of the file `of` |
+//! | `copy`, `gzip`, `bzip2`, `xz`, `zstd`, `lz4`, `tar`, `zip` | made of the file `of` |
+//! | `tar`, `zip` with `members` | an archive that says what they say, see [`super::archive`] |
+//! | `joined` | the file itself (or nothing) and the file `of` behind it |
 //! | `qcow2`, `vmdk`, `vdi`, `vhdx`, `luks` | image of virtual `size`, or converted from `of`; `backing`, `data_file`, `write` for qcow2 |
 
 use std::fs::{self, File};
@@ -21,6 +23,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 
+use super::archive;
 use super::case::{self, Before};
 use super::vars::Vars;
 
@@ -41,6 +44,10 @@ fn build(before: &Before, vars: &Vars, path: &Path) -> Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
+    // In the judged tree files are links to it: it is never written to.
+    if path.is_symlink() {
+        fs::remove_file(path)?;
+    }
     let of = before.of.as_deref().map(|of| vars.text(of)).transpose()?;
     let source = || of.as_deref().map(Path::new).context("`of` is missing");
     let size = || case::bytes(before.size.as_deref().context("`size` is missing")?);
@@ -60,7 +67,13 @@ fn build(before: &Before, vars: &Vars, path: &Path) -> Result<()> {
             fs::write(path, bytes)?;
         }
         "copy" => drop(fs::copy(source()?, path)?),
-        "gzip" | "bzip2" | "xz" | "zstd" => {
+        "joined" => {
+            let more = fs::read(source()?)?;
+            fs::OpenOptions::new().append(true).create(true).open(path)?.write_all(&more)?;
+        }
+        "tar" if !before.members.is_empty() => fs::write(path, archive::tar(&before.members)?)?,
+        "zip" if !before.members.is_empty() => fs::write(path, archive::zip(&before.members)?)?,
+        "gzip" | "bzip2" | "xz" | "zstd" | "lz4" => {
             run(Command::new(&before.is).arg("-c").arg(source()?).stdout(File::create(path)?))?;
         }
         "tar" => {
@@ -68,7 +81,12 @@ fn build(before: &Before, vars: &Vars, path: &Path) -> Result<()> {
             let dir = source.parent().context("`of` has no parent")?;
             run(Command::new("tar").arg("-cf").arg(path).arg("-C").arg(dir).args(source.file_name()))?;
         }
-        "zip" => run(Command::new("zip").arg("-q").arg("-j").arg(path).arg(source()?))?,
+        "zip" => {
+            // It gives a name without an ending one.
+            let named = path.with_extension("zip");
+            run(Command::new("zip").arg("-q").arg("-j").arg(&named).arg(source()?))?;
+            fs::rename(named, path)?;
+        }
         format @ ("qcow2" | "vmdk" | "vdi" | "vhdx" | "luks") => {
             image(before, vars, path, format, of.as_deref())?;
         }

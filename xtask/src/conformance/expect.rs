@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use regex::Regex;
 use toml::Value;
 
-use super::case::{Call, Expect};
+use super::case::{Call, Expect, bytes};
 use super::files::{self, Snapshot, clean};
 use super::http::Server;
 use super::process::Ran;
@@ -54,6 +54,7 @@ pub fn check(call: &Call, evidence: &Evidence<'_>, vars: &mut Vars) -> Vec<Strin
     }
     let fails = ran.rc() != 0;
     differences.check(stdout(expect, ran, vars));
+    differences.check(stdout_of(expect, ran, vars));
     differences.check(lines(expect, ran, fails && call.kill.is_none()));
     differences.check(texts(expect, ran, vars));
     if let Some(most) = expect.wall_ms
@@ -122,9 +123,28 @@ fn stdout(expect: &Expect, ran: &Ran, vars: &mut Vars) -> Result<()> {
     Ok(())
 }
 
+/// Bytes on standard output.
+fn stdout_of(expect: &Expect, ran: &Ran, vars: &Vars) -> Result<()> {
+    let Some(file) = &expect.stdout_of else {
+        return Ok(());
+    };
+    let file = vars.text(file)?;
+    let mut wanted = std::fs::read(&file).with_context(|| format!("Cannot read {file}"))?;
+    if let Some(size) = &expect.stdout_size {
+        wanted.truncate(usize::try_from(bytes(size)?)?);
+    }
+    if ran.stdout != wanted {
+        bail!("Standard output has {} bytes and differs from the {} of {file}", ran.stdout.len(), wanted.len());
+    }
+    Ok(())
+}
+
 /// How many lines a user gets to read.
 fn lines(expect: &Expect, ran: &Ran, fails: bool) -> Result<()> {
     let lines = plain_lines(&ran.stderr);
+    if expect.any_lines {
+        return if lines.is_empty() { Err(anyhow!("No plain line on standard error")) } else { Ok(()) };
+    }
     let wanted = expect.error_lines.or_else(|| fails.then_some(1));
     if let Some(wanted) = wanted
         && wanted != lines.len()

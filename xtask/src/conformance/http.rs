@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use super::case::{self, Route};
 
@@ -68,11 +70,16 @@ impl Drop for Server {
 
 /// One request per connection.
 fn serve(mut stream: TcpStream, shared: &Shared) -> Result<()> {
-    let (method, path, from) = request(&stream)?;
+    let Request { method, path, from, login } = request(&stream)?;
     shared.log.lock().unwrap_or_else(PoisonError::into_inner).push((method.clone(), path.clone()));
     let Some(route) = shared.routes.get(&path) else {
         return Ok(write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?);
     };
+    if route.login.as_ref().is_some_and(|wanted| login != format!("Basic {}", STANDARD.encode(wanted))) {
+        let head =
+            "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\nWWW-Authenticate: Basic realm=kit";
+        return Ok(write!(stream, "{head}\r\n\r\n")?);
+    }
     if let Some(place) = &route.redirect {
         let head = "HTTP/1.1 302 Found\r\nContent-Length: 0\r\nConnection: close\r\nLocation:";
         return Ok(write!(stream, "{head} {place}\r\n\r\n")?);
@@ -90,7 +97,8 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> Result<()> {
         None => write!(stream, "HTTP/1.1 200 OK\r\nAccept-Ranges: bytes\r\n")?,
     }
     if !route.no_length {
-        write!(stream, "Content-Length: {}\r\n", size - start)?;
+        let length = route.length.as_deref().map_or(Ok(size - start), case::bytes)?;
+        write!(stream, "Content-Length: {length}\r\n")?;
     }
     write!(stream, "Content-Type: application/octet-stream\r\nConnection: close\r\n\r\n")?;
     if method != "HEAD" {
@@ -117,22 +125,38 @@ fn body(stream: &mut TcpStream, file: File, route: &Route) -> Result<()> {
     }
 }
 
-/// Method, path and the start of the wanted range.
-fn request(stream: &TcpStream) -> Result<(String, String, Option<u64>)> {
+/// What is asked for.
+struct Request {
+    method: String,
+    /// The whole address where we are asked as a proxy.
+    path: String,
+    /// The start of the wanted range.
+    from: Option<u64>,
+    /// What `Authorization` says.
+    login: String,
+}
+
+fn request(stream: &TcpStream) -> Result<Request> {
     let mut lines = BufReader::new(stream).lines();
     let first = lines.next().context("An empty request")??;
     let mut words = first.split(' ');
     let method = words.next().unwrap_or_default().to_owned();
     let path = words.next().unwrap_or_default().to_owned();
-    let mut from = None;
+    let mut request = Request { method, path, from: None, login: String::new() };
     for line in lines {
         let line = line?;
         if line.is_empty() {
             break;
         }
-        if let Some(range) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
-            from = range.split('-').next().and_then(|start| start.parse().ok());
+        let (name, value) = line.split_once(':').unwrap_or_default();
+        match name.to_ascii_lowercase().as_str() {
+            "range" => {
+                let range = value.trim().strip_prefix("bytes=").unwrap_or_default();
+                request.from = range.split('-').next().and_then(|start| start.parse().ok());
+            }
+            "authorization" => value.trim().clone_into(&mut request.login),
+            _ => {}
         }
     }
-    Ok((method, path, from))
+    Ok(request)
 }

@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
+mod archive;
 mod case;
 mod content;
 mod expect;

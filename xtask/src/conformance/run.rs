@@ -80,8 +80,13 @@ fn serve(routes: &[Route], vars: &mut Vars) -> Result<Option<Server>> {
             *text = text.as_deref().map(|text| vars.text(text)).transpose()?;
         }
     }
+    let routes_login = routes.iter().find_map(|route| route.login.clone());
     let server = Server::start(routes)?;
     vars.set("http", server.url.clone());
+    if let Some(login) = routes_login {
+        let login = login.replace(' ', "%20");
+        vars.set("login", server.url.replacen("://", &format!("://{login}@"), 1));
+    }
     Ok(Some(server))
 }
 

@@ -102,6 +102,6 @@ fn paths_are_compared_without_double_slashes() {
 #[test]
 fn the_cases_can_be_read() {
     let cases = case::load(&super::default_cases(), None).unwrap();
-    assert!(cases.len() >= 110, "{} cases", cases.len());
+    assert!(cases.len() >= 400, "{} cases", cases.len());
     assert!(cases.iter().all(|case| !case.why.is_empty() && !case.calls.is_empty()));
 }

@@ -20,7 +20,7 @@ impl Vars {
         self.0.insert(name.to_owned(), value.into());
     }
 
-    /// The text with every known name replaced, and `{md5:PATH}` and `{sha1:PATH}` by the digest of that file.
+    /// The text with every known name replaced, and `{md5:PATH}`, `{sha1:PATH}`, `{sha256:PATH}`, `{sha512:PATH}` by the digest of that file.
     ///
     /// Fails if such a file cannot be read.
     pub fn text(&self, template: &str) -> Result<String> {
@@ -47,7 +47,7 @@ impl Vars {
 }
 
 fn digest(text: &str) -> Result<Option<(usize, usize, String)>> {
-    for (prefix, sha1) in [("{md5:", false), ("{sha1:", true)] {
+    for prefix in ["{md5:", "{sha1:", "{sha256:", "{sha512:"] {
         let Some(start) = text.find(prefix) else {
             continue;
         };
@@ -56,7 +56,12 @@ fn digest(text: &str) -> Result<Option<(usize, usize, String)>> {
         };
         let path = Path::new(&text[start + prefix.len()..start + length]);
         let bytes = std::fs::read(path).with_context(|| format!("Cannot read {}", path.display()))?;
-        let digest = if sha1 { hex(&sha1::Sha1::digest(bytes)) } else { hex(&md5::Md5::digest(bytes)) };
+        let digest = match prefix {
+            "{md5:" => hex(&md5::Md5::digest(bytes)),
+            "{sha1:" => hex(&sha1::Sha1::digest(bytes)),
+            "{sha256:" => hex(&sha2::Sha256::digest(bytes)),
+            _ => hex(&sha2::Sha512::digest(bytes)),
+        };
         return Ok(Some((start, start + length + 1, digest)));
     }
     Ok(None)

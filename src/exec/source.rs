@@ -1,4 +1,4 @@
-//! Opens a file of this machine that a user named, if they may have it copied.
+//! Opens a file of the machine that this runs on, which a user named, if they may have it copied.
 //!
 //! What is judged is the object that was opened, not the name: the kind by `fstat(2)`, the place by what the kernel
 //! says of the descriptor, and reading goes on with that same object. A link that is swapped after the look changes
@@ -12,15 +12,18 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
 use crate::location::normalize;
 
 /// Which directories users may import from: contract 02 §2, `SAFE_DIRS` and `RESTRICTED_DIRS`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathPolicy {
     /// What lies in one of these is allowed, even if restricted too.
+    #[serde(with = "super::op::os_strings")]
     pub safe: Vec<PathBuf>,
     /// What lies in one of these is refused, the directory itself included. The caller adds the built-in ones.
+    #[serde(with = "super::op::os_strings")]
     pub restricted: Vec<PathBuf>,
 }
 
@@ -37,6 +40,24 @@ impl PathPolicy {
         within(&self.safe) || !within(&self.restricted)
     }
 }
+
+impl PathPolicy {
+    /// The same where the directory [`HOME`] means this one; a login whose home is `/` has none worth guarding.
+    #[must_use]
+    pub fn at_home(mut self, home: Option<&Path>) -> Self {
+        let known = home.filter(|home| home.is_absolute() && home.parent().is_some());
+        for dir in self.safe.iter_mut().chain(&mut self.restricted).filter(|dir| dir.as_os_str() == HOME) {
+            *dir = known.map(Path::to_owned).unwrap_or_default();
+        }
+        self
+    }
+}
+
+/// Stands in a policy for the home directory of whoever reads the file, which only his machine knows.
+pub const HOME: &str = "~";
+
+/// What a machine answers about a file that a policy forbids, whether it is there or not.
+pub const FORBIDDEN: &str = "Not allowed, check SAFE_DIRS and RESTRICTED_DIRS";
 
 /// Why a file was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +84,17 @@ pub enum SourceError {
         /// The answer of the system.
         source: io::Error,
     },
+}
+
+impl SourceError {
+    /// The cause alone, for an error that names the file by itself.
+    pub(super) fn cause(self) -> io::Error {
+        match self {
+            Self::Restricted { .. } => io::Error::other(FORBIDDEN),
+            Self::Kind { what, .. } => io::Error::other(format!("It is {what}, not a file or block device")),
+            Self::Io { source, .. } => source,
+        }
+    }
 }
 
 /// A file or block device that may be read.
@@ -127,16 +159,16 @@ fn nearest(path: &Path) -> PathBuf {
 }
 
 /// An object that is held but not opened: no pipe is woken, no tape rewound (`O_PATH`, open(2)).
-pub(super) struct Handle {
+pub(crate) struct Handle {
     file: File,
     /// Where the kernel says it is.
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     /// What it is.
-    pub(super) meta: std::fs::Metadata,
+    pub(crate) meta: std::fs::Metadata,
 }
 
 impl Handle {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         // Not by `custom_flags`: where musl is the C library the standard library takes O_PATH for an access mode and drops
         // it, and a pipe would then be waited for.
         let file = File::from(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
@@ -152,7 +184,7 @@ impl Handle {
     }
 
     /// Opens that very object for reading.
-    pub(super) fn reopen(&self) -> io::Result<File> {
+    pub(crate) fn reopen(&self) -> io::Result<File> {
         let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(|_| io::ErrorKind::InvalidInput)?;
         File::options().read(true).custom_flags(flags).open(proc_path(&self.file))
     }
@@ -241,6 +273,17 @@ mod tests {
         let odd = root.join("image (deleted)");
         std::fs::write(&odd, "x").unwrap();
         assert_eq!(open_local(&odd, &PathPolicy::default()).unwrap().path, odd);
+    }
+
+    #[test]
+    fn the_home_directory_is_that_of_the_reader() {
+        let p = policy(&[], &[Path::new(HOME), Path::new("/nonexistent/x")]);
+        let there = p.clone().at_home(Some(Path::new("/nonexistent/home")));
+        assert!(!there.allows(Path::new("/nonexistent/home/.ssh/id")) && there.allows(Path::new("/nonexistent/a")));
+        for none in [None, Some(Path::new("/")), Some(Path::new("relative"))] {
+            let there = p.clone().at_home(none);
+            assert!(there.allows(Path::new("/nonexistent/home/a")) && !there.allows(Path::new("/nonexistent/x")));
+        }
     }
 
     #[test]
