@@ -142,8 +142,7 @@ fn the_server_really_verifies() {
     let replaced =
         |old: &'static str, new: &'static str| Line::to(&s3, move |_, _| Deed::Replace(old.to_owned(), new.to_owned()));
     assert!(good(&Line::plain(&s3)).is_ok());
-    for (old, new) in
-        [("/images/a ", "/images/b "), ("x-amz-date: 2", "x-amz-date: 1"), ("Signature=", "Signature=0")]
+    for (old, new) in [("/images/a ", "/images/b "), ("x-amz-date: 2", "x-amz-date: 1"), ("Signature=", "Signature=0")]
     {
         let error = good(&replaced(old, new)).expect_err(old);
         assert!(error.starts_with("HTTP 4"), "{error}");
