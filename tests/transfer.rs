@@ -15,7 +15,7 @@ use onestore::exec::control::{Cancel, Control};
 use onestore::exec::copy;
 use onestore::exec::op::Sparse;
 use onestore::image::Format;
-use onestore::transfer::decode::Compression;
+use onestore::transfer::decode::{Allowance, Compression};
 use onestore::transfer::digest::{Algorithm, Expected};
 use onestore::transfer::http;
 use onestore::transfer::import::{self, Incoming, open};
@@ -381,7 +381,7 @@ fn bombs_and_too_large_images_are_stopped() {
     let bomb = write(dir.path(), "bomb", &through("gzip", &["-c"], &vec![0; 20 << 20]));
     let plain = write(dir.path(), "plain", &vec![0; 2 << 20]);
     let server = Server::start(|_, _| Reply { length: Length::Unsaid, ..Reply::ok(&vec![0; 2 << 20]) });
-    let options = import::Options { max_output: Some(1 << 20), ..options() };
+    let options = import::Options { max_output: Some(Allowance::Granted(1 << 20)), ..options() };
     for location in [bomb.to_str().unwrap(), &server.url("/endless")] {
         let text = fetch(location, &options).unwrap_err();
         assert!(text.contains("It unpacks to more than 1 MiB"), "{text}");
@@ -421,7 +421,7 @@ fn a_plain_local_file_is_handed_out_for_a_reflink() {
     let with = |options: &import::Options| open(location, options, &control()).unwrap().plain_file.is_some();
     assert!(!with(&import::Options { digests: vec![digest], ..options() }));
     assert!(!with(&import::Options { rate: Some("1g".parse().unwrap()), ..options() }));
-    assert!(with(&import::Options { max_output: Some(3), ..options() }));
+    assert!(with(&import::Options { max_output: Some(Allowance::Granted(3)), ..options() }));
 }
 
 #[test]

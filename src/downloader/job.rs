@@ -14,7 +14,7 @@ use super::target::{Place, Target};
 use crate::exec::control::Control;
 use crate::exec::copy;
 use crate::exec::op::Sparse;
-use crate::transfer::decode::Bounded;
+use crate::transfer::decode::{Allowance, Bounded};
 use crate::transfer::import::{self, ImportError, Incoming};
 use crate::transfer::progress::{Progress, Tell};
 use crate::transfer::unpack::{self, Archive, Limits, UnpackError};
@@ -85,7 +85,7 @@ impl Job<'_> {
         let mut reader: Box<dyn Read> = Box::new(incoming);
         // An archive has its own limit.
         if let (Some(most), None) = (self.most_decoded, archive) {
-            reader = Box::new(Bounded::new(reader, most));
+            reader = Box::new(Bounded::new(reader, Allowance::Granted(most)));
         }
         if let Some((every, tell)) = self.progress.take() {
             reader = Box::new(Progress::new(reader, total, every, tell));

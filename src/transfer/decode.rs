@@ -175,17 +175,36 @@ impl<R: Read> Read for Watched<R> {
     }
 }
 
+/// The most that may come, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowance {
+    /// Bytes that somebody granted.
+    Granted(u64),
+    /// Bytes that there is space for.
+    Space(u64),
+}
+
+impl Allowance {
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Granted(bytes) | Self::Space(bytes) => bytes,
+        }
+    }
+}
+
 /// A reader that fails once more than so many bytes come: a guard against decompression bombs.
 pub struct Bounded<R> {
     inner: R,
     left: u64,
-    limit: u64,
+    limit: Allowance,
 }
 
 impl<R: Read> Bounded<R> {
-    /// Lets `limit` bytes pass.
-    pub fn new(inner: R, limit: u64) -> Self {
-        Self { inner, left: limit, limit }
+    /// Lets as many bytes pass.
+    pub fn new(inner: R, limit: Allowance) -> Self {
+        Self { inner, left: limit.bytes(), limit }
     }
 }
 
@@ -193,8 +212,16 @@ impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buf)?;
         self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
-            let text = format!("It unpacks to more than {} MiB, the most that is granted", self.limit >> 20);
-            io::Error::new(io::ErrorKind::FileTooLarge, text)
+            let text = format!("It unpacks to more than {} MiB", self.limit.bytes() >> 20);
+            match self.limit {
+                Allowance::Granted(_) => {
+                    io::Error::new(io::ErrorKind::FileTooLarge, format!("{text}, the most that is granted"))
+                }
+                Allowance::Space(_) => {
+                    let text = format!("No space left on device: {}{}", text[..1].to_lowercase(), &text[1..]);
+                    io::Error::new(io::ErrorKind::StorageFull, text)
+                }
+            }
         })?;
         Ok(n)
     }
@@ -309,7 +336,7 @@ mod tests {
     fn bombs_are_stopped() {
         let encoded = encode(Compression::Gzip, &vec![0; 10 << 20]);
         let decoder = Compression::Gzip.decoder(Box::new(io::Cursor::new(encoded))).unwrap();
-        let error = io::copy(&mut Bounded::new(decoder, 1 << 20), &mut io::sink()).unwrap_err();
+        let error = io::copy(&mut Bounded::new(decoder, Allowance::Granted(1 << 20)), &mut io::sink()).unwrap_err();
         assert!(error.to_string().contains("more than 1 MiB"), "{error}");
     }
 }

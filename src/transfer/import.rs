@@ -20,7 +20,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::decode::{Bounded, Compression, MAGIC};
+use super::decode::{Allowance, Bounded, Compression, MAGIC};
 use super::digest::{Expected, Hashers};
 use super::helper::Helpers;
 use super::http::{self, Download, HttpError};
@@ -52,7 +52,7 @@ pub struct Options {
     pub rate: Option<Rate>,
     /// The most bytes that are accepted of what does not announce its length: of decoded data, and of downloads without
     /// a length. What announces it can be judged before it comes.
-    pub max_output: Option<u64>,
+    pub max_output: Option<Allowance>,
     /// How downloads behave.
     pub http: http::Options,
     /// Where S3 objects are and whose they are.

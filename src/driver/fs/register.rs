@@ -26,6 +26,7 @@ use crate::image::{Contents, Format, Inspection};
 use crate::payload::{ActionData, Datastore, DatastoreType, Image, ImageType, MarketTemplate};
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
+use crate::transfer::decode::Allowance;
 use crate::transfer::helper::Helpers;
 use crate::transfer::import::{self, Incoming};
 use crate::transfer::progress::Progress;
@@ -49,7 +50,7 @@ pub fn cp(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let verb = if location.contains("://") { "Downloading image" } else { "Copying local image" };
     cx.info(format!("{verb} {shown} to the image repository"));
     let granted = granted(cx, &place, &request.data, image)?;
-    let options = import::Options { max_output: granted.most(), ..options(cx, &request.data, image, opaque)? };
+    let options = import::Options { max_output: granted.allowance(), ..options(cx, &request.data, image, opaque)? };
     let mut incoming = import::open(location.as_ref(), &options, &cx.control).with_context(|| failure.clone())?;
     let seen = incoming.inspect().with_context(|| failure.clone())?;
     let files = datastore.datastore_type.get().map_err(misuse)? == Some(DatastoreType::File);
@@ -176,6 +177,12 @@ fn granted(cx: &Cx<'_>, place: &Place, data: &ActionData, image: &Image) -> Resu
 }
 
 impl Granted {
+    /// The same for what is unpacked.
+    fn allowance(&self) -> Option<Allowance> {
+        let most = self.most()?;
+        Some(if matches!(self, Self::Free(_)) { Allowance::Space(most) } else { Allowance::Granted(most) })
+    }
+
     /// Most bytes of the image's file: with the tables of its format.
     fn most(&self) -> Option<u64> {
         match self {

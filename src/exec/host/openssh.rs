@@ -65,7 +65,12 @@ impl OpenSsh {
         ScriptError::new(self.name.as_str(), kind, detail)
     }
 
-    fn process_failed(&self, script: &Script, error: ProcessError) -> Result<Vec<Value>, ScriptError> {
+    fn process_failed(
+        &self,
+        script: &Script,
+        error: ProcessError,
+        control: &Control,
+    ) -> Result<Vec<Value>, ScriptError> {
         let detail = match std::error::Error::source(&error) {
             Some(cause) => format!("{error}: {cause}"),
             None => error.to_string(),
@@ -78,7 +83,11 @@ impl OpenSsh {
             ProcessErrorKind::Missing(_) | ProcessErrorKind::Spawn(_) => {
                 Err(self.error(ErrorKind::Unreachable, detail))
             }
-            ProcessErrorKind::Signal(_) => Err(self.error(ErrorKind::Lost, detail)),
+            // A child that had no group of its own yet got the signal that was meant for us.
+            ProcessErrorKind::Signal(_) => Err(match control.check() {
+                Err(why) => ScriptError::stopped(self.name.as_str(), why),
+                Ok(()) => self.error(ErrorKind::Lost, detail),
+            }),
             // What the reader or writer said, and not what became of ssh for want of it.
             ProcessErrorKind::Io(cause) => Err(self.error(ErrorKind::Stream, cause.to_string())),
             ProcessErrorKind::TooMuch(_) => Err(self.error(ErrorKind::Protocol, detail)),
@@ -109,7 +118,7 @@ impl Host for OpenSsh {
         let io = ProcessIo { stdin: Stdin::Stream(&mut outgoing), stdout };
         match process::run(&spawn, io, control) {
             Ok(done) => judge(self.name.as_str(), script, Some(done.status), &done.stdout, done.stderr.as_bytes()),
-            Err(error) => self.process_failed(script, error),
+            Err(error) => self.process_failed(script, error, control),
         }
     }
 }
