@@ -69,7 +69,7 @@ pub static DRIVER: Driver = Driver {
         own("snap_delete.ssh", snapshot::delete_ssh),
     ],
     left: &["prebackup", "prebackup_live", "postbackup", "postbackup_live", "restore"],
-    // Until the live snapshot actions are here.
+    // Until `cpds` of a running disk is here.
     complete: false,
 };
 
