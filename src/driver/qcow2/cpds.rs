@@ -15,6 +15,7 @@ use crate::driver::common::backing::{is_image, judged, without_self_links};
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
 use crate::driver::common::layers::HEAD;
+use crate::driver::common::live::Live;
 use crate::driver::{Reply, TmRequest, misuse};
 use crate::exec::op::{Op, Sparse, Value};
 use crate::exec::step::Step;
@@ -66,7 +67,9 @@ fn run(cx: &Cx<'_>, request: &TmRequest, layout: Layout) -> Result<Reply> {
             bail!("cpds: Live operation not supported on {hypervisor}");
         }
         if snapshot.is_none() {
-            return copy_live(&LiveCopy { disk: &disk, vm: &vm, record: wanted, to: &image.image }, &failure);
+            let copy = LiveCopy { disk: &disk, vm: &vm, record: wanted, to: &image };
+            copy_live(cx, &copy, &failure).with_context(|| failure.clone())?;
+            return Ok(Reply::Nothing);
         }
     }
     Target::lock(cx, place)?;
@@ -121,22 +124,51 @@ struct LiveCopy<'a> {
     disk: &'a Disk,
     vm: &'a Vm,
     record: &'a Record,
-    to: &'a Path,
+    to: &'a ImageFiles,
 }
 
-/// Saves a disk of a running VM.
+/// Saves a disk of a running VM: the domain copies what the guest sees; where it cannot, the guest stands still meanwhile.
 ///
 /// # Errors
-/// Always, until the live operations are here.
-fn copy_live(copy: &LiveCopy<'_>, failure: &str) -> Result<Reply> {
+/// The domain does not run there, neither way was possible, or the copy cannot get its name. The domain runs if it ran.
+fn copy_live(cx: &Cx<'_>, copy: &LiveCopy<'_>, failure: &str) -> Result<()> {
+    // What is read.
     let LiveCopy { disk, vm, record, to } = copy;
-    bail!(
-        "{failure}: saving the disk {} of the running domain {} from {} to {} is not served yet, power the VM off first",
-        record.target.or("?"),
-        vm.deploy_id.or("?"),
-        disk.place.text,
-        to.display()
-    )
+    let host = &disk.place.host;
+    let domain = vm.deploy_id.trimmed().context("The VM has no DEPLOY_ID in oned")?;
+    let target = record.target.trimmed().context("The disk has no TARGET in oned")?;
+    let questions = [Folder::question(&to.base), Op::Stat { path: to.image.clone(), follow: true }];
+    let answers = cx.query(host, questions)?;
+    let [staging, there] = answers.as_slice() else { bail!("The host did not answer all questions") };
+    let live = Live::new(cx, host, domain);
+    let seen = live.look()?;
+
+    // What is decided.
+    let folder = Folder::of(host, &to.base, staging)?;
+    let staged = folder.staging(to.image.file_name().unwrap_or_default());
+    let format = if record.format.trimmed() == Some("qcow2") { "qcow2" } else { "raw" };
+    let whole = |current: &Path| {
+        let (from, to) = (current.to_owned(), staged.clone());
+        match format {
+            "qcow2" => vec![Op::Run(qemu_img::convert_open((&from, "qcow2"), (&to, "qcow2"), Zeroes::Holes))],
+            _ => vec![Op::Copy { from, to, sparse: Sparse::Holes }],
+        }
+    };
+
+    // What is done.
+    cx.info(format!("Copying {target} of {domain} to datastore as {}", to.image.display()));
+    cx.apply(folder.prepared_step("Make room for the image", folder.prepare()).or_say(failure))?;
+    live.copy(&seen, target, &staged, format, whole)?;
+    let remove = |path: PathBuf| Op::Remove { path, tree: false, must_exist: false };
+    let mut undo = vec![remove(staged.clone())];
+    if there.stat().is_none() {
+        undo.push(remove(to.image.clone()));
+    }
+    let mut ops = vec![Op::Rename { from: staged, to: to.image.clone() }];
+    ops.extend(folder.leave());
+    let what = format!("Give the image its name {}", to.image.display());
+    cx.apply(Step::new(host, what, ops).undo(undo).or_say(failure))?;
+    Ok(())
 }
 
 /// What the host has: the file to save, and what is where the image will be.
