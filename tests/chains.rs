@@ -58,37 +58,37 @@ fn sequence(start: Start, by: By, seed: u64, upstream: bool) {
         }
         let theirs = upstream && dice.roll(2) == 0;
         let what = dice.roll(6);
-        let mut done = format!("{start:?} {by:?} seed {seed} step {step} theirs {theirs}: ");
-        match (what, pick(&disk, &mut dice)) {
+        let done = match (what, pick(&disk, &mut dice)) {
             (0..=2, _) | (_, None) => {
                 let k = disk.next;
                 disk.next += 1;
-                done += &format!("create {k}");
                 if theirs {
-                    disk.upstream_create(k)
+                    disk.upstream_create(k);
                 } else {
-                    ours(&disk, &mut dice, |chain| chain.create(k))
+                    ours(&disk, &mut dice, |chain| chain.create(k));
                 }
                 disk.snapshots.insert(k, disk.current.clone());
+                format!("create {k}")
             }
             (3, Some(k)) => {
-                done += &format!("revert {k}");
                 if theirs {
-                    disk.upstream_revert(k)
+                    disk.upstream_revert(k);
                 } else {
-                    ours(&disk, &mut dice, |chain| chain.revert(k))
+                    ours(&disk, &mut dice, |chain| chain.revert(k));
                 }
                 disk.current.clone_from(&disk.snapshots[&k]);
+                format!("revert {k}")
             }
             (_, Some(k)) => {
-                done += &format!("delete {k}");
                 let by_them = theirs && (if what == 4 { disk.upstream_merge(k) } else { disk.upstream_delete(k) });
                 if !by_them {
                     ours(&disk, &mut dice, |chain| chain.delete(k));
                 }
                 disk.snapshots.remove(&k);
+                format!("delete {k}")
             }
-        }
+        };
+        let done = format!("{start:?} {by:?} seed {seed} step {step} theirs {theirs}: {done}");
         disk.check(&done);
     }
 }
@@ -168,7 +168,7 @@ fn a_disk_that_upstream_moved_is_put_right() {
     let refusal = disk.chain().create(3).expect_err("moved").to_string();
     assert!(refusal.contains("under another root") && refusal.contains("0/7/disk.0.snap/0"), "{refusal}");
     assert!(disk.chain().delete(0).is_err(), "2 stands on 0 all the same");
-    disk.run(|chain| chain.repoint(), None);
+    disk.run(onestore::image::chain::Chain::repoint, None);
     disk.snapshots = std::collections::BTreeMap::new();
     let chain = disk.chain();
     assert_eq!((chain.findings().count(), chain.snapshots()), (0, vec![0, 2]));
@@ -216,9 +216,11 @@ fn a_branch_is_rebased_while_the_chain_is_open() {
     }
     // 0 <- 1 beside, 0 <- 2 open.
     let chain = vec![disk.names.disk.clone(), disk.names.folder().join("0")];
-    let live = onestore::image::chain::Live { chain };
-    let plan = disk.chain().delete_live(0, &live).expect("fine");
-    let rebase = plan.steps[0].clone();
+    let running = onestore::image::chain::Live { chain };
+    let plan = disk.chain().delete_live(0, &running).expect("fine");
+    let is_rebase =
+        |one: &&onestore::image::chain::Planned| matches!(one.step, onestore::image::chain::Step::Rebase { .. });
+    let rebase = plan.steps.iter().find(is_rebase).expect("the branch is put elsewhere").clone();
     let only = onestore::image::chain::Plan { steps: vec![rebase], note: None };
     let done = disk.ask(disk.ops(&only, &[]));
     drop(stdin);

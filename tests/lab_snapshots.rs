@@ -51,7 +51,7 @@ struct Disk<'a> {
     lab: &'a Lab,
     id: u32,
     domain: String,
-    disk: PathBuf,
+    path: PathBuf,
     folder: PathBuf,
     /// What the guest had written, by snapshot.
     moments: BTreeMap<u32, u32>,
@@ -70,7 +70,7 @@ impl<'a> Disk<'a> {
         writer::plant(&folder.join("0"), "qcow2");
         symlink(".", folder.join("disk.0.snap")).expect("links");
         symlink("disk.0.snap/0", vm.join("disk.0")).expect("links");
-        Self { lab, id, domain: domain.to_owned(), disk: vm.join("disk.0"), folder, moments: BTreeMap::new() }
+        Self { lab, id, domain: domain.to_owned(), path: vm.join("disk.0"), folder, moments: BTreeMap::new() }
     }
 
     /// A persistent image, used in place.
@@ -83,7 +83,7 @@ impl<'a> Disk<'a> {
         symlink(".", folder.join("abc.snap")).expect("links");
         symlink(&image, folder.join("0")).expect("links");
         symlink(folder.join("0"), vm.join("disk.0")).expect("links");
-        Self { lab, id, domain: domain.to_owned(), disk: vm.join("disk.0"), folder, moments: BTreeMap::new() }
+        Self { lab, id, domain: domain.to_owned(), path: vm.join("disk.0"), folder, moments: BTreeMap::new() }
     }
 
     /// `tm/qcow2/<action> host1:…/disk.0 <k> <vm> 1`.
@@ -121,7 +121,7 @@ impl<'a> Disk<'a> {
         });
         let entry = Driver::find(Called::Tm, "qcow2").and_then(|driver| driver.entry(action, None)).expect("served");
         let Serve::Tm(serve) = entry.serve else { panic!("{action} is not the driver's own") };
-        let disk = format!("host1:{}", self.disk.display());
+        let disk = format!("host1:{}", self.path.display());
         let args = [disk, k.to_string(), self.id.to_string(), "1".to_owned()].map(Into::into).to_vec();
         let name = Action::find(Called::Tm, action).expect("an action").name;
         serve(&cx, &TmRequest { mad: "qcow2".to_owned(), action: name, args, vm: None })?;

@@ -141,15 +141,14 @@ fn look(
         ops
     };
     let mut readable: Box<dyn Fn(usize) -> bool> = Box::new(|_| true);
-    let answers = match ask(questions(&readable)) {
-        Ok(answers) => answers,
-        Err(_) => {
-            let kinds = ask(paths.iter().map(|path| Op::Stat { path: path.clone(), follow: true }).collect())?;
-            let files: Vec<bool> =
-                kinds.iter().map(|kind| kind.stat().is_some_and(|stat| stat.kind == FileKind::File)).collect();
-            readable = Box::new(move |at| files.get(at).copied().unwrap_or(false));
-            ask(questions(&readable))?
-        }
+    let answers = if let Ok(answers) = ask(questions(&readable)) {
+        answers
+    } else {
+        let kinds = ask(paths.iter().map(|path| Op::Stat { path: path.clone(), follow: true }).collect())?;
+        let files: Vec<bool> =
+            kinds.iter().map(|kind| kind.stat().is_some_and(|stat| stat.kind == FileKind::File)).collect();
+        readable = Box::new(move |at| files.get(at).copied().unwrap_or(false));
+        ask(questions(&readable))?
     };
     let mut answers = answers.into_iter();
     let mut next = || answers.next().unwrap_or(Value::Absent);

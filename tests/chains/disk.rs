@@ -301,9 +301,11 @@ impl Disk {
         if children.len() > 1 || fs::symlink_metadata(folder.join(&data)).expect("there").is_symlink() {
             return false;
         }
-        let absolute = |name: &str| match name.starts_with('/') {
-            true => name.to_owned(),
-            false => text(&folder.join(name.rsplit('/').next().expect("a name"))).to_owned(),
+        let absolute = |name: &str| {
+            if name.starts_with('/') {
+                return name.to_owned();
+            }
+            text(&folder.join(name.rsplit('/').next().expect("a name"))).to_owned()
         };
         let base = self.upstream_files()[&data].as_deref().map(absolute).unwrap_or_default();
         for child in children {

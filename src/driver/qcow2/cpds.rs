@@ -208,14 +208,18 @@ impl Ask<'_> {
             Op::ReadLink { path: source.clone() },
             Op::Head { path: source.clone(), len: HEAD },
             Op::Head { path: with_suffix(&source, ".current"), len: 4096 },
+            Op::Head { path: with_suffix(&source, ".deleting"), len: 1 },
             Folder::question(&self.image.base),
             Op::Stat { path: self.image.image.clone(), follow: true },
             Op::Head { path: origin.clone(), len: HEAD },
         ];
         let answers = cx.query(host, questions)?;
-        let [mut stat, link, head, current, staging, there, origin_head] =
-            <[Value; 7]>::try_from(answers).map_err(|_| anyhow::anyhow!("The host did not answer all questions"))?;
+        let [mut stat, link, head, current, deleting, staging, there, origin_head] =
+            <[Value; 8]>::try_from(answers).map_err(|_| anyhow::anyhow!("The host did not answer all questions"))?;
         let mut heads = HashMap::from([(origin, origin_head)]);
+        if let (Value::Bytes(_), Some(_)) = (&deleting, self.snapshot) {
+            bail!("{} was being deleted when that was interrupted, it no longer holds the snapshot", source.display());
+        }
         let mut at = source.clone();
         if let (Value::Bytes(text), Some(_)) = (&current, self.snapshot) {
             // Its directory may have moved since: only the name counts.

@@ -77,7 +77,7 @@ impl Chain {
             return Err(differs(&by_headers));
         }
         let by_link = paths.iter().skip(1).position(|path| is_disk(path)).map(|at| at + 1);
-        Ok(Running { open, chain, by_link, relink })
+        Ok(Running { chain, open, by_link, relink })
     }
 
     /// Plans snapshot `k` of a running VM's disk. The domain has to be frozen or suspended around the plan's
@@ -107,7 +107,9 @@ impl Chain {
             return Err(Refusal::Exists(chain.path(&Node::number(k))));
         }
         let mut plan = Plan::default();
-        running.relink.into_iter().for_each(|step| plan.push(step));
+        if let Some(relink) = running.relink {
+            plan.push(relink);
+        }
         plan.steps.extend(chain.tidied(Some(k), true)?.steps);
         let new = chain.new_layer(k, &active, &mut plan)?;
         if !new.adopted {
@@ -130,7 +132,9 @@ impl Chain {
     pub fn delete_live(&self, k: u32, live: &Live) -> Result<Plan, Refusal> {
         let Running { chain, open, by_link, relink } = self.running(live)?;
         let mut plan = Plan::default();
-        relink.into_iter().for_each(|step| plan.push(step));
+        if let Some(relink) = relink {
+            plan.push(relink);
+        }
         let tidied = chain.tidied(None, false)?;
         let removed = removed_files(&tidied);
         plan.steps.extend(tidied.steps);

@@ -41,6 +41,11 @@ fn number(name: &OsStr) -> Option<u32> {
     text.parse().ok().filter(|n: &u32| n.to_string() == text)
 }
 
+/// The layer that a backing name ends in.
+fn named(name: &Path) -> Node {
+    Node::Layer(name.file_name().unwrap_or_default().to_owned())
+}
+
 /// One file and what it stands on.
 #[derive(Clone, Debug)]
 pub struct Layer {
@@ -214,9 +219,12 @@ impl Chain {
                 let target = normalize(&disk.parent().unwrap_or(Path::new("/")).join(text));
                 self.active = self.locate(&target).filter(|node| self.layers.contains_key(node));
                 if self.active.is_none() {
-                    let finding = match target.parent() == Some(self.folder.as_path()) || target == self.names.origin {
-                        true => Finding::ActiveMissing { disk, target: text.clone() },
-                        false => Finding::DiskElsewhere { disk, target: text.clone() },
+                    let own = target.parent() == Some(self.folder.as_path()) || target == self.names.origin;
+                    let target = text.clone();
+                    let finding = if own {
+                        Finding::ActiveMissing { disk, target }
+                    } else {
+                        Finding::DiskElsewhere { disk, target }
                     };
                     self.find(None, finding);
                 }
@@ -246,19 +254,14 @@ impl Chain {
             return Manner::Absolute;
         }
         let names = || self.layers.values().filter_map(|layer| Some(Path::new(&layer.header.backing.as_ref()?.name)));
-        let sibling = |name: &&Path| name.is_relative() && self.layers.contains_key(&self.named(name));
+        let sibling = |name: &&Path| name.is_relative() && self.layers.contains_key(&named(name));
         if self.has_self_link || names().filter(sibling).any(|name| name.components().count() > 1) {
             return Manner::Relative;
         }
-        match names().any(|name| sibling(&name)) {
-            true => Manner::Bare,
-            false if by_style == Manner::Relative => Manner::Relative,
-            false => Manner::Bare,
+        if by_style == Manner::Relative && !names().any(|name| sibling(&name)) {
+            return Manner::Relative;
         }
-    }
-
-    fn named(&self, name: &Path) -> Node {
-        Node::Layer(name.file_name().unwrap_or_default().to_owned())
+        Manner::Bare
     }
 
     fn find_parents(&mut self) {
@@ -566,10 +569,10 @@ impl Chain {
         if self.is_current(&node) {
             return Err(Refusal::HoldsCurrent(self.path(&node)));
         }
-        match self.owner(&node) == Some(snapshot) {
-            true => Ok(node),
-            false => Err(Refusal::NoSnapshot(self.folder.join(snapshot.to_string()))),
+        if self.owner(&node) == Some(snapshot) {
+            return Ok(node);
         }
+        Err(Refusal::NoSnapshot(self.folder.join(snapshot.to_string())))
     }
 
     /// As [`Chain::data`], for those who want the content: not of a snapshot that is half deleted.
