@@ -57,8 +57,9 @@ struct Disk<'a> {
     moments: BTreeMap<u32, u32>,
 }
 
-/// `LCM_STATE` of a snapshot that is deleted while the VM runs, and of a VM that is off.
+/// `LCM_STATE` of a snapshot that is deleted while the VM runs, of a disk that is saved meanwhile, and of a VM that is off.
 const LIVE: u32 = 59;
+const SAVES: u32 = 26;
 const OFF: u32 = 0;
 
 impl<'a> Disk<'a> {
@@ -88,6 +89,11 @@ impl<'a> Disk<'a> {
 
     /// `tm/qcow2/<action> host1:…/disk.0 <k> <vm> 1`.
     fn act(&self, action: &'static str, k: u32, lcm: u32) -> Result<()> {
+        self.call(action, [k.to_string()].as_slice(), lcm)
+    }
+
+    /// `tm/qcow2/<action> host1:…/disk.0 <words> <vm> 1`.
+    fn call(&self, action: &'static str, words: &[String], lcm: u32) -> Result<()> {
         let oned = self.lab.path("oned");
         fs::create_dir_all(oned.join("vm")).expect("makes");
         let clone = if self.folder.starts_with(self.lab.shared().join("1")) { "NO" } else { "YES" };
@@ -122,7 +128,9 @@ impl<'a> Disk<'a> {
         let entry = Driver::find(Called::Tm, "qcow2").and_then(|driver| driver.entry(action, None)).expect("served");
         let Serve::Tm(serve) = entry.serve else { panic!("{action} is not the driver's own") };
         let disk = format!("host1:{}", self.path.display());
-        let args = [disk, k.to_string(), self.id.to_string(), "1".to_owned()].map(Into::into).to_vec();
+        let words = words.iter().cloned();
+        let args =
+            [disk].into_iter().chain(words).chain([self.id.to_string(), "1".to_owned()]).map(Into::into).collect();
         let name = Action::find(Called::Tm, action).expect("an action").name;
         serve(&cx, &TmRequest { mad: "qcow2".to_owned(), action: name, args, vm: None })?;
         runner.commit()
@@ -345,5 +353,38 @@ fn a_live_snapshot_that_was_interrupted_is_completed() {
         assert!(disk.act("snap_delete", 0, LIVE).is_err());
         assert_eq!((disk.numbers(), fs::read_link(&path).expect("a link")), before);
         domain.destroy();
+    });
+}
+
+#[test]
+#[ignore = "needs root, libvirt, QEMU"]
+fn a_disk_is_saved_under_a_writing_guest() {
+    lab(Layout::default(), |lab| {
+        let path = lab.shared().join("0/11/disk.0");
+        let images = lab.shared().join("1");
+        let mut disk = Disk::own(lab, 11, "one-11");
+        let domain = lab.run_domain("host1", 11, &[(&path, "qcow2")], Kind::Transient);
+        disk.domain.clone_from(&domain.name);
+        domain.writes_on();
+        disk.snapshot(0);
+        let before = domain.writes_on();
+        let to = images.join("saved");
+        let save = |snapshot: &str| disk.call("cpds", &[to.display().to_string(), snapshot.to_owned()], SAVES);
+        let line = |error: anyhow::Error| one_line(&error);
+        save("-1").map_err(line).expect("saved as it is");
+        let saved = lab.highest("host1", &to);
+        assert!(saved >= before, "{saved} < {before}");
+        domain.writes_on();
+        // Once more: the new state takes the place of the old one.
+        save("-1").map_err(line).expect("saved again");
+        assert!(lab.highest("host1", &to) > saved);
+        domain.writes_on();
+        // A snapshot of the running VM is a file that nobody writes to.
+        save("0").map_err(line).expect("a snapshot is saved");
+        assert_eq!(lab.highest("host1", &to), disk.moments[&0]);
+        domain.writes_on();
+        let left: Vec<_> = fs::read_dir(&images).expect("a folder").map(|e| e.expect("an entry").file_name()).collect();
+        assert_eq!(left, ["saved"]);
+        disk.check();
     });
 }

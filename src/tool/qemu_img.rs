@@ -171,6 +171,14 @@ pub fn convert(from: (&Path, Format<'_>), to: (&Path, Format<'_>), zeroes: Zeroe
     })
 }
 
+/// [`convert`] of an image that a domain has open (`-U`): only while its guest stands still.
+#[must_use]
+pub fn convert_open(from: (&Path, Format<'_>), to: (&Path, Format<'_>), zeroes: Zeroes) -> Cmd {
+    let mut cmd = convert(from, to, zeroes, None);
+    cmd.args.insert(1, "-U".into());
+    cmd
+}
+
 /// `qemu-img rebase -f qcow2 -F FORMAT -b BACKING PATH`: gives an overlay another backing file.
 ///
 /// With `keep_content` clusters that differ are copied into the overlay first, and it may be killed at any time: the old
