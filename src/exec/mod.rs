@@ -38,6 +38,7 @@ pub mod leash;
 pub mod lock;
 pub mod op;
 pub mod posix;
+mod posix_paths;
 pub mod process;
 pub mod relay;
 pub mod source;
