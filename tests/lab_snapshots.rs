@@ -8,43 +8,27 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use anyhow::Result;
 use onestore::action::{Action, Kind as Called};
-use onestore::context::{Cx, Hosts, Parts};
+use onestore::context::{Cx, Parts};
 use onestore::driver::{Driver, Serve, TmRequest};
 use onestore::exec::control::{Cancel, Control};
-use onestore::exec::host::local::Local;
-use onestore::exec::host::policy::{Policy, Remote};
-use onestore::exec::host::{Host, HostName};
-use onestore::exec::process::Programs;
 use onestore::exec::step::{Executor as _, Runner};
 use onestore::oned::{self, Oned, OnedEnv};
 use onestore::report::{Log, one_line};
 use onestore::settings::Settings;
 
+#[path = "hosts/by_ssh.rs"]
+mod by_ssh;
 #[path = "lab/hypervisors.rs"]
 #[allow(dead_code)]
 mod hypervisors;
 #[path = "lab/writer.rs"]
 mod writer;
 
+use by_ssh::BySsh;
 use hypervisors::{Kind, Lab, Layout, lab, run};
-
-/// Hosts as the front-end reaches them.
-struct BySsh;
-
-impl Hosts for BySsh {
-    fn local(&self) -> Arc<dyn Host> {
-        Arc::new(Local::default())
-    }
-
-    fn remote(&self, name: &str) -> Result<Arc<dyn Host>> {
-        let note = |text: &str| println!("{text}");
-        Ok(Arc::new(Remote::new(HostName::new(name)?, Programs::default(), Policy::Auto, Arc::new(note))))
-    }
-}
 
 /// Disk 0 of a VM that is called `one-<id>`.
 struct Disk<'a> {

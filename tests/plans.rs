@@ -8,18 +8,12 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use onestore::action::Kind;
-use onestore::context::{Cx, Hosts, Parts};
+use onestore::context::{Cx, Parts};
 use onestore::dispatch::Explanation;
 use onestore::driver::{Driver, Request, Serve};
 use onestore::exec::control::{Cancel, Control};
-use onestore::exec::host::local::Local;
-use onestore::exec::host::{Host, ScriptError};
-use onestore::exec::interpret::Io;
-use onestore::exec::op::{Script, Value};
-use onestore::exec::process::Programs;
 use onestore::exec::staging::Owner;
 use onestore::exec::step::{Executor, Explainer};
 use onestore::location::Layout;
@@ -27,30 +21,10 @@ use onestore::oned::{self, Oned, OnedEnv};
 use onestore::report::{Log, one_line};
 use onestore::settings::Settings;
 
-/// This machine under the name of a bridge.
-struct Named(String, Local);
+#[path = "hosts/this_machine.rs"]
+mod this_machine;
 
-impl Host for Named {
-    fn name(&self) -> &str {
-        &self.0
-    }
-
-    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {
-        self.1.run(script, io, control)
-    }
-}
-
-struct ThisMachine;
-
-impl Hosts for ThisMachine {
-    fn local(&self) -> Arc<dyn Host> {
-        Arc::new(Local::new(Programs::from_env()))
-    }
-
-    fn remote(&self, name: &str) -> anyhow::Result<Arc<dyn Host>> {
-        Ok(Arc::new(Named(name.to_owned(), Local::new(Programs::from_env()))))
-    }
-}
+use this_machine::ThisMachine;
 
 /// A front-end with one datastore, in a temporary folder.
 struct Cloud {
