@@ -120,7 +120,7 @@ fn every_format_comes_in_and_is_converted() {
                 line[name.len()..].split_whitespace().next().unwrap().parse::<u64>().unwrap()
             };
             assert_eq!(limit("Max cpu time"), 12 * 3600);
-            assert_eq!(limit("Max address space"), 2 << 30);
+            assert_eq!(limit("Max address space"), 8 << 30);
             let most = limit("Max file size");
             assert!((4 << 20..4 << 20 | 80 << 20).contains(&most), "{about}: {most}");
         }
@@ -152,7 +152,7 @@ fn every_hostile_image_is_refused_before_a_program_runs() {
 fn a_program_that_takes_too_much_fails_and_leaves_nothing() {
     // Address space, and the size of the file that it writes: the last word of the call.
     let greedy = [
-        ("exec dd if=/dev/zero of=/dev/null bs=3G count=1", "memory"),
+        ("exec dd if=/dev/zero of=/dev/null bs=9G count=1", "memory"),
         ("for file; do :; done; exec dd if=/dev/zero of=\"$file\" bs=1M count=300", ""),
     ];
     for (script, says) in greedy {

@@ -241,7 +241,7 @@ impl Change {
 /// What `qemu-img info` says, if it opens the image at all: within limits, and only this file is there to be opened.
 fn qemu(path: &Path, format: Option<&str>) -> Option<Value> {
     let mut command = Command::new("prlimit");
-    command.args(["--as=1073741824", "--cpu=10", "--", "qemu-img", "info", "-U", "--output=json"]);
+    command.args(["--as=8589934592", "--cpu=10", "--", "qemu-img", "info", "-U", "--output=json"]);
     if format.is_some_and(|format| format == "luks") {
         // Without the secret, and qemu then does not ask for it.
         command.args(["--object", "secret,id=s,data=abc"]);
@@ -311,7 +311,7 @@ fn opened(format: Format, path: &Path) -> Option<Vec<String>> {
     let (own, dir) = (path.to_str().unwrap(), path.parent().unwrap().to_str().unwrap());
     let mut command = Command::new("strace");
     command.args(["-f", "-qq", "-s", "4096", "-e", "trace=open,openat,connect", "-e", "signal=none", "-o"]).arg(&log);
-    command.args(["prlimit", "--as=1073741824", "--cpu=10", "--fsize=268435456", "--"]);
+    command.args(["prlimit", "--as=8589934592", "--cpu=10", "--fsize=268435456", "--"]);
     command.args(["qemu-img", "convert", "-f", format.name(), "-O", "raw", own, &format!("{own}.out")]);
     command.output().ok()?;
     let trace = std::fs::read_to_string(&log).ok().filter(|trace| trace.contains(own))?;

@@ -11,8 +11,10 @@ use crate::exec::cmd::{Cmd, Limits};
 /// Formats that this project writes, and those it may convert from once the inspector found them safe.
 pub type Format<'a> = &'a str;
 
-/// Address space for a qemu-img that reads what a user made: 10.0 converts within 1 GiB, twice that is allowed.
-const ADDRESS_SPACE: u64 = 2 << 30;
+/// Address space for a qemu-img that reads what a user made: 8 GiB. It converts within 1 GiB of memory, but has up to 64
+/// threads, and glibc reserves 64 MiB of addresses for many of them, the more the machine has cores: with less it dies of
+/// "Resource temporarily unavailable" now and then.
+const ADDRESS_SPACE: u64 = 8 << 30;
 
 /// CPU seconds for a command that looks at metadata only.
 const METADATA_CPU: u64 = 60;

@@ -226,10 +226,10 @@ fn image(after: &After, vars: &Vars, path: &Path) -> Result<()> {
 }
 
 /// A program that looks at what a driver left. It may be anything, a chain of images that never ends too: so the
-/// program gets five seconds of computing and one gibibyte.
+/// program gets five seconds of computing and eight gibibytes of addresses.
 fn tool(program: &str) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["-s", "KILL", "20", "prlimit", "--as=1073741824", "--cpu=5", program]);
+    command.args(["-s", "KILL", "20", "prlimit", "--as=8589934592", "--cpu=5", program]);
     command
 }
 
