@@ -150,3 +150,83 @@ fn people_say_how_much_may_come_out() {
     assert!(said(&output).contains("unpacks to more than 1 MiB"), "{}", said(&output));
     assert_eq!(names(dir.path()), ["bomb.gz"]);
 }
+
+/// Waits at most ten seconds for a program that was told to stop.
+fn stops(mut child: std::process::Child, before: impl Fn() -> bool) -> Option<i32> {
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !before() {
+        assert!(std::time::Instant::now() < patience, "it never began");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    while std::time::Instant::now() < patience {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    None
+}
+
+#[test]
+fn a_pipe_that_nobody_empties_does_not_hold_a_cancel() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("image"), vec![7; 8 << 20]).unwrap();
+    let mut child = downloader(dir.path()).args(["image", "-"]).spawn().unwrap();
+    // The first bytes are there: from now on it fills the pipe and waits.
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 10]).unwrap();
+    assert_eq!(stops(child, || true), Some(143));
+
+    let pipe = dir.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    let child = downloader(dir.path()).args(["image", "pipe"]).spawn().unwrap();
+    let waits = format!("/proc/{}/fd", child.id());
+    // It has opened the image, so that only the pipe is missing.
+    let opened = || {
+        fs::read_dir(&waits)
+            .is_ok_and(|fds| fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.ends_with("image"))))
+    };
+    assert_eq!(stops(child, opened), Some(143));
+}
+
+#[test]
+fn nobody_sees_more_of_a_download_than_of_what_it_replaces() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("image"), vec![7; 4 << 20]).unwrap();
+    let to = dir.path().join("secret");
+    fs::write(&to, "").unwrap();
+    fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).unwrap();
+    let child = downloader(dir.path()).args(["--limit", "1m", "image", "secret"]).spawn().unwrap();
+    let part = || {
+        let mut entries = fs::read_dir(dir.path()).unwrap().flatten();
+        entries.find(|entry| entry.file_name().to_string_lossy().ends_with(".part"))
+    };
+    let seen = std::cell::Cell::new(None);
+    let status = stops(child, || {
+        seen.set(part().and_then(|part| part.metadata().ok()).map(|meta| meta.permissions().mode() & 0o777));
+        seen.get().is_some()
+    });
+    assert_eq!((status, seen.get()), (Some(143), Some(0o600)));
+    assert_eq!(names(dir.path()), ["image", "secret"]);
+}
+
+#[test]
+fn what_is_unpacked_loses_the_ending() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("here")).unwrap();
+    fs::write(dir.path().join("disk.raw"), vec![7; 1 << 20]).unwrap();
+    assert!(Command::new("gzip").arg(dir.path().join("disk.raw")).status().unwrap().success());
+    let get = |more: &[&str]| {
+        let mut command = person(dir.path());
+        assert!(command.args(["disk.raw.gz", "here"]).args(more).output().unwrap().status.success());
+    };
+    get(&[]);
+    get(&["--nodecomp"]);
+    assert_eq!(names(&dir.path().join("here")), ["disk.raw", "disk.raw.gz"]);
+    assert_eq!(fs::metadata(dir.path().join("here/disk.raw")).unwrap().len(), 1 << 20);
+}

@@ -3,12 +3,15 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::target::{Place, Target};
 use crate::exec::control::Control;
@@ -79,12 +82,14 @@ impl Job<'_> {
     pub fn deliver(mut self, mut incoming: Incoming, existing: Existing, control: &Control) -> Result<()> {
         let failure = self.failure();
         let archive = self.unpack.filter(|_| !incoming.opaque).zip(Archive::detect(incoming.head()));
-        let plain = incoming.plain_file.take().filter(|_| self.most_decoded.is_none());
+        let plain = incoming.plain_file.take();
+        // What is as long as it was said to be is no bomb.
+        let endless = incoming.compression.is_some() || (incoming.encoded_len.is_none() && !incoming.opaque);
         let announced = incoming.encoded_len;
         let total = incoming.image_len();
         let mut reader: Box<dyn Read> = Box::new(incoming);
         // An archive has its own limit.
-        if let (Some(most), None) = (self.most_decoded, archive) {
+        if let (Some(most), None, true) = (self.most_decoded, archive, endless) {
             reader = Box::new(Bounded::new(reader, Allowance::Granted(most)));
         }
         if let Some((every, tell)) = self.progress.take() {
@@ -166,7 +171,7 @@ impl Landing<'_> {
 }
 
 fn in_place(reader: &mut dyn Read, path: &Path, control: &Control) -> io::Result<()> {
-    let mut file = File::options().write(true).truncate(true).open(path)?;
+    let mut file = open_in_place(path, control)?;
     let kind = file.metadata()?.file_type();
     if kind.is_block_device() {
         copy::receive(reader, &file, Sparse::Allocate, control)?;
@@ -177,8 +182,64 @@ fn in_place(reader: &mut dyn Read, path: &Path, control: &Control) -> io::Result
     if kind.is_file() { file.sync_all() } else { Ok(()) }
 }
 
-/// Copies a stream to what may be a pipe.
-fn pass(reader: &mut dyn Read, writer: &mut dyn Write, control: &Control) -> io::Result<()> {
+/// Opens what stands there; a pipe's reader is waited for, as long as nobody tells us to stop.
+fn open_in_place(path: &Path, control: &Control) -> io::Result<File> {
+    if !path.metadata().is_ok_and(|meta| meta.file_type().is_fifo()) {
+        return File::options().write(true).truncate(true).open(path);
+    }
+    loop {
+        control.check().map_err(io::Error::other)?;
+        match rustix::fs::open(path, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => return Ok(File::from(fd)),
+            // Nobody reads yet.
+            Err(Errno::NXIO) => std::thread::sleep(Duration::from_millis(50)),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// A pipe whose reader may stall: waiting for it ends with a cancel.
+struct Patient<'a> {
+    pipe: File,
+    control: &'a Control,
+}
+
+impl Write for Patient<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match (&self.pipe).write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            let mut fds = [PollFd::new(&self.pipe, PollFlags::OUT), PollFd::new(&self.control.cancel, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => self.control.check().map_err(io::Error::other)?,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Copies a stream to what may be a pipe. A pipe is opened once more: whether it waits is then ours to say, and not that
+/// of everybody who has it.
+fn pass(reader: &mut dyn Read, to: &mut File, control: &Control) -> io::Result<()> {
+    let again = || {
+        to.metadata().is_ok_and(|meta| meta.file_type().is_fifo()).then(|| {
+            let path = format!("/proc/self/fd/{}", to.as_raw_fd());
+            rustix::fs::open(path, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok()
+        })?
+    };
+    match again() {
+        Some(pipe) => copy_all(reader, &mut Patient { pipe: File::from(pipe), control }, control),
+        None => copy_all(reader, to, control),
+    }
+}
+
+fn copy_all(reader: &mut dyn Read, writer: &mut dyn Write, control: &Control) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     loop {
         control.check().map_err(io::Error::other)?;

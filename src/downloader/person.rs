@@ -1,8 +1,9 @@
 //! `onestore download`: the same for people.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -145,7 +146,7 @@ pub fn run(args: &Download) -> Result<()> {
 
 /// TO, or what it is by default. Nothing is overwritten unasked.
 fn target(args: &Download) -> Result<Target> {
-    let default = || last_name(&args.from);
+    let default = || default_name(args);
     let mut to = match &args.to {
         Some(to) => to.clone(),
         None => default()?,
@@ -158,11 +159,32 @@ fn target(args: &Download) -> Result<Target> {
         Target::Path(place) if place.exists() && !args.force && !args.dry_run => {
             Err(Misuse(format!("{} exists: choose another name, or say --force", place.shown.display())).into())
         }
+        Target::InPlace(path) if is_device(path) && !args.force && !args.dry_run => {
+            Err(Misuse(format!("{} is a block device: say --force to overwrite it", path.display())).into())
+        }
         _ => Ok(target),
     }
 }
 
-/// The last name of a path or address. What it unpacks to has no ending for the compression.
+fn is_device(path: &Path) -> bool {
+    path.metadata().is_ok_and(|meta| meta.file_type().is_block_device())
+}
+
+/// The last name of a path or address, without the endings of what is unpacked.
+fn default_name(args: &Download) -> Result<OsString> {
+    let name = last_name(&args.from)?;
+    if args.nodecomp {
+        return Ok(name);
+    }
+    let mut short = name.as_bytes();
+    for endings in [&[".gz", ".bz2", ".xz", ".zst", ".lz4"][..], &[".tar", ".zip"]] {
+        let ending = endings.iter().find_map(|ending| short.strip_suffix(ending.as_bytes()));
+        short = ending.filter(|rest| !rest.is_empty()).unwrap_or(short);
+    }
+    Ok(OsStr::from_bytes(short).to_owned())
+}
+
+/// The last name of a path or address.
 fn last_name(from: &OsString) -> Result<OsString> {
     let none = || Misuse(format!("{} has no last name: say where it should go", import::shown(from)));
     let text = from.to_string_lossy();

@@ -166,7 +166,13 @@ impl Place {
     /// What the system says.
     pub fn file(&self, what: &str) -> io::Result<(Staged, File)> {
         let path = self.staging(what)?;
-        let file = File::options().read(true).write(true).create_new(true).mode(0o666).open(&path)?;
+        // Nobody sees more of it than of the file that it replaces; an archive is for nobody else at all.
+        let mode = match &self.before {
+            _ if !what.is_empty() => 0o600,
+            Some(before) => before.mode & 0o600,
+            None => 0o666,
+        };
+        let file = File::options().read(true).write(true).create_new(true).mode(mode).open(&path)?;
         Ok((Staged(path), file))
     }
 
@@ -202,6 +208,8 @@ impl Place {
             file.sync_all()?;
         }
         let to = self.path();
+        // Before it has its name: a directory that may be written to but not read cannot be synced, which is no failure.
+        let dir = File::open(&self.dir).ok();
         let flags = match (replace, file.is_some(), self.exists()) {
             (true, true, _) => RenameFlags::empty(),
             // A directory cannot be renamed over a file.
@@ -224,7 +232,11 @@ impl Place {
             }
             Err(errno) => return Err(errno.into()),
         }
-        File::open(&self.dir)?.sync_all()
+        match dir.map_or(Ok(()), |dir| dir.sync_all()) {
+            // Some file systems do not know that of directories.
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+            synced => synced,
+        }
     }
 }
 

@@ -149,16 +149,27 @@ fn walk(root: &Path, top: &OwnedFd, rest: &Path) -> io::Result<OwnedFd> {
             let text = Path::new(OsStr::from_bytes(text.as_bytes()));
             let inside = if text.is_absolute() {
                 at.truncate(1);
-                text.strip_prefix(root).map_err(|_| leaves(root))?
+                below(root, top, text).ok_or_else(|| leaves(root))?
             } else {
-                text
+                text.to_owned()
             };
-            todo.extend(parts(inside, root)?);
+            todo.extend(parts(&inside, root)?);
             continue;
         }
         at.push(next);
     }
     at.pop().ok_or_else(|| leaves(root))
+}
+
+/// The way from the fence to where a whole path leads, which may name the fence by another of its names: datastores are
+/// moved, and a link is left. Only a text comes of it, that is walked from the open directory again.
+fn below(root: &Path, top: &OwnedFd, text: &Path) -> Option<PathBuf> {
+    if let Ok(rest) = text.strip_prefix(root) {
+        return Some(rest.to_owned());
+    }
+    let real = fs::read_link(by_descriptor(top)).ok()?;
+    let rest = |path: &Path| path.strip_prefix(&real).ok().map(Path::to_owned);
+    rest(text).or_else(|| rest(&fs::canonicalize(text).ok()?))
 }
 
 /// The components, the last one first.
@@ -259,6 +270,19 @@ mod tests {
         }
         assert!(read(&base, "away/file").unwrap_err().contains("It leads out of "));
         assert!(read(&base, "a/c/file").unwrap_err().contains("No such file"));
+    }
+
+    #[test]
+    fn a_fence_has_more_than_one_name() {
+        let (_dir, base, _out) = tree();
+        let alias = base.with_file_name("alias");
+        symlink(&base, &alias).unwrap();
+        symlink(alias.join("a/b/file"), base.join("by-alias")).unwrap();
+        for name in ["by-alias", "whole/b/file"] {
+            assert_eq!(read(&base, name).as_deref(), Ok("in"), "{name}");
+            assert_eq!(read(&alias, name).as_deref(), Ok("in"), "{name}");
+        }
+        assert!(read(&alias, "away/file").is_err());
     }
 
     #[test]

@@ -167,6 +167,10 @@ fn granted(cx: &Cx<'_>, place: &Place, data: &ActionData, image: &Image) -> Resu
     if let Some(mib) = image.size.get().map_err(misuse)?.filter(|&mib| mib > 0 && !from_catalogue) {
         return Ok(Granted::Size(mib));
     }
+    // Before a datastore is mounted on demand, only the space of the file system below it could be told.
+    if data.datastore.template.nfs_auto_enable.is_yes_any_case() {
+        return Ok(Granted::Unknown);
+    }
     // The directory may not be there yet.
     let space = place.base.ancestors().find_map(|dir| cx.ask(&place.host, Op::Space { path: dir.to_owned() }).ok());
     Ok(match space {
