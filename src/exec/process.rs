@@ -141,6 +141,16 @@ impl Programs {
         Ok(words)
     }
 
+    /// A shell that is given one command line: bash where it is, as upstream's scripts have it, else sh. For lines that are
+    /// command lines by contract and come from the operator's own programs; nothing of ours is put together as one.
+    #[must_use]
+    pub fn command_line(&self, line: OsString) -> Vec<OsString> {
+        let shell = self.find("bash").or_else(|_| self.find("sh"));
+        let mut argv = shell.unwrap_or_else(|_| vec!["/bin/sh".into()]);
+        argv.extend(["-c".into(), line]);
+        argv
+    }
+
     /// The whole argument list of a command, sudo and limits included, each word as [`Programs::words`] gives it.
     #[must_use]
     pub fn argv(&self, cmd: &Cmd) -> Vec<OsString> {

@@ -214,12 +214,9 @@ impl Job {
         Ok((command, clean))
     }
 
-    /// A command line of the program. Bash where it is, as with upstream.
+    /// A command line of the program.
     fn shell(&self, line: OsString, name: &str) -> Spawn {
-        let programs = Programs::from_env();
-        let mut argv =
-            programs.find("bash").or_else(|_| programs.find("sh")).unwrap_or_else(|_| vec!["/bin/sh".into()]);
-        argv.extend(["-c".into(), line]);
+        let argv = Programs::from_env().command_line(line);
         let shown = format!("{name} of {}", self.spawn.shown);
         Spawn { argv, shown, ..self.spawn.clone() }
     }
