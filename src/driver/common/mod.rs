@@ -10,6 +10,8 @@
 //! - [`judge`]: a file where it lies, before a program opens it.
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
 //! - [`live`]: storage operations on running domains.
+//! - [`monitor_ds`]: sizes of disks, told on a host.
+//! - [`sizes`]: what disks and snapshots occupy.
 //! - [`trees`]: what becomes of a directory that is copied.
 //! - [`nfs`]: datastores that are mounted on demand, by a datastore for a moment.
 //! - [`nfs_host`]: the same by a host, for its VMs.
@@ -26,9 +28,11 @@ pub mod judge;
 pub mod layers;
 pub mod live;
 pub mod migrate;
+pub mod monitor_ds;
 pub mod mv_host;
 pub mod nfs;
 pub mod nfs_host;
 pub mod resize;
+pub mod sizes;
 pub mod trees;
 pub mod volatile;
