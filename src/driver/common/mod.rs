@@ -7,6 +7,7 @@
 //! - [`disk`]: a disk of a VM that is made or replaced.
 //! - [`context`], [`delete`], [`resize`], [`volatile`], [`migrate`], [`mv_host`]: actions of several transfer managers.
 //! - [`folder`]: a directory in which new things come into being.
+//! - [`journey`]: files on their way from one host to another.
 //! - [`judge`]: a file where it lies, before a program opens it.
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
 //! - [`live`]: storage operations on running domains.
@@ -22,6 +23,7 @@ pub mod context;
 pub mod delete;
 pub mod disk;
 pub mod folder;
+pub mod journey;
 pub mod judge;
 pub mod layers;
 pub mod live;
