@@ -38,6 +38,9 @@ const MIN_AGE: u64 = 900;
 /// Bytes of a metadata file that are read.
 const METADATA: u64 = 4096;
 
+/// How long an action waits for another one of this front-end that fetches the same image.
+const FETCH_WAIT: Duration = Duration::from_secs(3600);
+
 /// Seconds that a step waits for whoever fetches the same image.
 const LOCK_WAIT: u64 = 600;
 
@@ -132,7 +135,7 @@ impl Cache {
             return Ok(Some(hit));
         }
         // One action fetches it, the others wait and find it.
-        cx.lock(&format!("onestore-cache-{}-{}", host.name(), wanted.name))?;
+        let _held = cx.hold(&format!("onestore-cache-{}-{}", host.name(), wanted.name), FETCH_WAIT)?;
         let seen = self.look(cx, host, wanted)?;
         if seen.hit.is_some() {
             return Ok(seen.hit);
