@@ -13,7 +13,7 @@ use anyhow::Result;
 use crate::exec::control::Control;
 use crate::exec::host::{Host, ScriptError};
 use crate::exec::interpret::Io;
-use crate::exec::lock::{LockDir, NamedLock};
+use crate::exec::lock::{LockDir, LockError, NamedLock};
 use crate::exec::op::{Op, Script, Value};
 use crate::exec::step::{Executor, Step};
 use crate::location::Layout;
@@ -152,12 +152,20 @@ impl<'a> Cx<'a> {
     /// # Errors
     /// Another action held it for ten minutes, or the lock file cannot be made.
     pub fn lock(&self, name: &str) -> Result<()> {
-        if self.is_real() {
-            let locks = LockDir::from_env().owned_like(&self.layout.var);
-            let lock = locks.take(name, LOCK_WAIT, &self.control)?;
-            self.locks.borrow_mut().push(lock);
-        }
+        self.locks.borrow_mut().extend(self.hold(name, LOCK_WAIT)?);
         Ok(())
+    }
+
+    /// Takes a named lock of this machine, waiting for at most `wait`, until what is given back is dropped; in `explain`
+    /// takes none.
+    ///
+    /// # Errors
+    /// Another action holds it, or the lock file cannot be made.
+    pub fn hold(&self, name: &str, wait: Duration) -> std::result::Result<Option<NamedLock>, LockError> {
+        if !self.is_real() {
+            return Ok(None);
+        }
+        LockDir::from_env().owned_like(&self.layout.var).take(name, wait, &self.control).map(Some)
     }
 
     /// Adds what takes a step back; see [`Executor::on_failure`].

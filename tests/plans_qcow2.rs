@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 #[path = "hosts/tm_cloud.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
 mod tm_cloud;
 
 use tm_cloud::Cloud;

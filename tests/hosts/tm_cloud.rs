@@ -71,7 +71,7 @@ pub struct Cloud {
 impl Cloud {
     pub fn new(mad: &'static str) -> Self {
         let root = tempfile::tempdir().expect("a temporary folder");
-        for folder in ["ds/1", "ds/103/7", "vms", "oned/vm", "oned/datastore", "remotes"] {
+        for folder in ["ds/1", "ds/103/7", "vms", "oned/vm", "oned/datastore", "oned/image", "remotes"] {
             fs::create_dir_all(root.path().join(folder)).expect("a folder");
         }
         let cloud = Self { mad, root, runs: Arc::default(), conf: Rc::default() };
@@ -87,7 +87,11 @@ impl Cloud {
     /// The VM: disk 0 a clone, 1 a larger clone that is allocated, 2 raw, 3 persistent, 4 persistent and raw, 5 volatile.
     pub fn vm(&self, state: &str) {
         let source = format!("{}//ds/1/abc", self.root.path().display());
-        let disk = |id: u32, more: &str| format!("<DISK><DISK_ID>{id}</DISK_ID><SOURCE>{source}</SOURCE>{more}</DISK>");
+        let disk = |id: u32, more: &str| {
+            format!(
+                "<DISK><DISK_ID>{id}</DISK_ID><IMAGE_ID>3</IMAGE_ID><DATASTORE_ID>1</DATASTORE_ID><SOURCE>{source}</SOURCE>{more}</DISK>"
+            )
+        };
         let disks = [
             disk(0, "<FORMAT>qcow2</FORMAT><CLONE>YES</CLONE><SIZE>1</SIZE><ORIGINAL_SIZE>1</ORIGINAL_SIZE>"),
             disk(
@@ -104,6 +108,12 @@ impl Cloud {
                        </HISTORY></HISTORY_RECORDS>";
         let xml = format!("<VM><ID>7</ID>{state}<TEMPLATE>{}</TEMPLATE>{history}</VM>", disks.concat());
         fs::write(self.path("oned/vm/7.xml"), xml).expect("the VM");
+    }
+
+    /// Image 3, of which the clones are.
+    pub fn image(&self, attributes: &str) {
+        let xml = format!("<IMAGE><ID>3</ID>{attributes}</IMAGE>");
+        fs::write(self.path("oned/image/3.xml"), xml).expect("the image");
     }
 
     pub fn datastores(&self, image: &str) {
@@ -219,4 +229,3 @@ impl Cloud {
         self.runs.lock().expect("counts").len()
     }
 }
-

@@ -55,6 +55,30 @@ impl TmRequest {
         VmPlace::new(cx, self.arg(index), vm)
     }
 
+    /// The directory or file of the VM `vm` that an argument without a host names, on the machine that we run on.
+    ///
+    /// # Errors
+    /// It is something that is not the VM's.
+    pub fn place_here(&self, cx: &Cx<'_>, index: usize, vm: u32) -> Result<VmPlace> {
+        VmPlace::at(cx.here(), self.arg(index), self.text(index), vm)
+    }
+
+    /// The host that an argument `[HOST:]PATH` names; the machine that we run on where it names none, or that one.
+    ///
+    /// # Errors
+    /// It cannot be a host's name.
+    pub fn holder(&self, cx: &Cx<'_>, index: usize) -> Result<Arc<dyn Host>> {
+        let (host, _) = split(self.arg(index));
+        let me = rustix::system::uname();
+        match host {
+            Some(host) if host.as_bytes() != me.nodename().to_bytes() => {
+                let bad = || Misuse(format!("Bad host in {:?}", self.text(index)));
+                cx.host(host.to_str().ok_or_else(bad)?).map_err(|e| Misuse(format!("{e:#}")).into())
+            }
+            _ => Ok(cx.here()),
+        }
+    }
+
     /// The directory of the VM `vm` that an argument without a host names, on this host.
     ///
     /// # Errors
@@ -126,6 +150,13 @@ impl VmPlace {
         let text = arg.to_string_lossy().into_owned();
         let bad = || Misuse(format!("Bad place {text:?}: it has to be HOST:<datastores>/<datastore>/{vm}[/disk.N]"));
         let (Some(host), path) = split(arg) else { bail!(bad()) };
+        let host = cx.host(host.to_str().ok_or_else(bad)?).map_err(|e| Misuse(format!("{e:#}")))?;
+        Self::at(host, path, text, vm)
+    }
+
+    /// What `path`, given as `text`, names on `host`.
+    fn at(host: Arc<dyn Host>, path: &OsStr, text: String, vm: u32) -> Result<Self> {
+        let bad = || Misuse(format!("Bad place {text:?}: it has to be HOST:<datastores>/<datastore>/{vm}[/disk.N]"));
         let path = clean(path).ok_or_else(bad)?;
         let is_file = |name: &str| matches!(name, "kernel" | "initrd") || disk_number(name).is_some();
         let name = path.file_name().and_then(OsStr::to_str).filter(|name| is_file(name)).map(str::to_owned);
@@ -133,7 +164,6 @@ impl VmPlace {
         let number = |dir: Option<&Path>| plain_number(dir?.file_name()?.to_str()?);
         let (Some(datastore), true) = (number(dir.parent()), number(Some(dir)) == Some(vm)) else { bail!(bad()) };
         let root = dir.parent().and_then(Path::parent).filter(|root| root.parent().is_some()).ok_or_else(bad)?;
-        let host = cx.host(host.to_str().ok_or_else(bad)?).map_err(|e| Misuse(format!("{e:#}")))?;
         Ok(Self { host, root: root.to_owned(), datastore, vm, dir: dir.to_owned(), name, text })
     }
 

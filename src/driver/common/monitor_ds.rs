@@ -26,7 +26,9 @@ pub fn monitor_ds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         bail!(Misuse(format!("Bad DATASTORE_DIR {:?}: it has to be an absolute path", request.text(0))));
     }
     let here = cx.here();
-    let Value::Names(names) = cx.ask(&here, Op::List { path: base.clone() })? else { return Ok(Reply::Lines(Vec::new())) };
+    let Value::Names(names) = cx.ask(&here, Op::List { path: base.clone() })? else {
+        return Ok(Reply::Lines(Vec::new()));
+    };
     let mut vms: Vec<u32> = names.iter().filter_map(|name| plain_number(name.to_str()?)).collect();
     vms.sort_unstable();
 

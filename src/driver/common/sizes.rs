@@ -44,8 +44,7 @@ pub fn read(cx: &Cx<'_>, host: &Arc<dyn Host>, base: &Path, nodes: &[Node]) -> R
         return Ok(sizes(base, nodes, &Elsewhere::new(), &Moved::new()));
     }
     let questions = paths.iter().map(|path| Op::Tree { path: (*path).clone(), depth: 0 });
-    let questions =
-        questions.chain(markers.iter().map(|node| Op::Head { path: base.join(&node.path), len: MARKER }));
+    let questions = questions.chain(markers.iter().map(|node| Op::Head { path: base.join(&node.path), len: MARKER }));
     let mut answers = cx.query(host, questions)?.into_iter();
     let sized = paths.iter().zip(answers.by_ref()).filter_map(|(path, answer)| match answer {
         Value::Tree(nodes) => Some(((*path).clone(), nodes.first()?.allocated)),

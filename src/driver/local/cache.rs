@@ -175,10 +175,7 @@ impl Cache {
 
     /// What tells whether the image is valid.
     fn questions(&self, name: &str) -> [Op; 2] {
-        [
-            Op::Head { path: self.metadata(name), len: METADATA },
-            Op::Stat { path: self.file(name), follow: false },
-        ]
+        [Op::Head { path: self.metadata(name), len: METADATA }, Op::Stat { path: self.file(name), follow: false }]
     }
 
     fn hit(&self, wanted: &Wanted<'_>, metadata: &Value, stat: &Value) -> Option<Cached> {
@@ -212,13 +209,7 @@ impl Cache {
     }
 
     /// The images that have to go for the wanted one, least recently asked for first; nothing where it cannot fit.
-    fn room(
-        &self,
-        cx: &Cx<'_>,
-        host: &Arc<dyn Host>,
-        wanted: &Wanted<'_>,
-        seen: &Seen,
-    ) -> Result<Option<Vec<String>>> {
+    fn room(&self, cx: &Cx<'_>, host: &Arc<dyn Host>, wanted: &Wanted<'_>, seen: &Seen) -> Result<Option<Vec<String>>> {
         let limit = (seen.space.total_mib << 20) / 100 * self.percent;
         // What is there of the image itself is replaced.
         let own = seen.images.iter().find(|(name, _)| name == wanted.name).map_or(0, |(_, size)| *size);
@@ -369,7 +360,8 @@ mod tests {
         );
         let all = all.expect("reads").expect("a cache");
         assert_eq!((all.path.as_path(), all.percent, all.peers), (Path::new("/c/x"), 0, vec!["a".into(), "b".into()]));
-        for bad in ["<CACHE_PATH>c</CACHE_PATH>", "<CACHE_PATH>/</CACHE_PATH>", "<CACHE_MAX_SIZE>101</CACHE_MAX_SIZE>"] {
+        for bad in ["<CACHE_PATH>c</CACHE_PATH>", "<CACHE_PATH>/</CACHE_PATH>", "<CACHE_MAX_SIZE>101</CACHE_MAX_SIZE>"]
+        {
             assert!(cache(&format!("<CACHE_ENABLE>YES</CACHE_ENABLE>{bad}")).is_err(), "{bad}");
         }
     }

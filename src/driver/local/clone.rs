@@ -13,7 +13,7 @@ use super::cache::{self, Cache};
 use crate::context::Cx;
 use crate::driver::common::args::VmPlace;
 use crate::driver::common::disk::{Target, record};
-use crate::driver::common::image::{self, Image};
+use crate::driver::common::image::Image;
 use crate::driver::common::journey::{Journey, Load, carry};
 use crate::driver::common::layers::{Layer, Layers, data_format};
 use crate::driver::common::monitored;
@@ -194,9 +194,7 @@ fn chain(image: &Image, layers: &Layers, top: &Layer) -> Result<Plan> {
     let mut stands = Vec::new();
     for (layer, below, format) in numbered {
         let below = if below == image.files.image { own } else { number_of(&below) };
-        let Some(below) = below else {
-            bail!("{} stands on what is no layer", image.files.snapshot(layer).display())
-        };
+        let Some(below) = below else { bail!("{} stands on what is no layer", image.files.snapshot(layer).display()) };
         stands.push((layer, below, format));
     }
     Ok(Plan::Chain { names, stands, active, image: own })
@@ -278,7 +276,7 @@ impl Job<'_> {
     /// Makes a disk of the files, and gives it its name.
     fn finish(&self, cx: &Cx<'_>, monitor: Option<Op>) -> Result<()> {
         let layers = self.target.staged_layers();
-        let mut ops = Vec::new();
+        let mut ops = self.target.begin();
         let what = match self.plan {
             Plan::File { format, bytes, snapshots } => {
                 let staged = self.target.staged_file();

@@ -133,11 +133,12 @@ fn export_live(
     let live = Live::new(cx, host, domain);
     let seen = live.look().with_context(|| failure.clone())?;
     let format = if raw { "raw" } else { "qcow2" };
-    let whole = |current: &Path| match raw {
-        true => vec![Op::Copy { from: current.to_owned(), to: export.to_owned(), sparse: Sparse::Holes }],
-        false => {
-            vec![Op::Run(qemu_img::convert_open((current, "qcow2"), (export, "qcow2"), Zeroes::Holes))]
-        }
+    let whole = |current: &Path| {
+        vec![if raw {
+            Op::Copy { from: current.to_owned(), to: export.to_owned(), sparse: Sparse::Holes }
+        } else {
+            Op::Run(qemu_img::convert_open((current, "qcow2"), (export, "qcow2"), Zeroes::Holes))
+        }]
     };
     cx.info(format!("Exporting {target} of {domain} to {}", export.display()));
     cx.apply(home.prepared_step("Make room for the export", home.prepare()).or_say(&failure))?;

@@ -18,7 +18,7 @@ mod snapshot;
 
 use anyhow::Result;
 
-use super::common::{context, delete, migrate as common, monitor_ds, mv_host, resize, volatile};
+use super::common::{context, delete, migrate as common, migrate_host, monitor_ds, mv_host, resize, volatile};
 use super::{Driver, Entry, Reply, Serve, TmRequest};
 use crate::action::Kind;
 use crate::context::Cx;
@@ -43,6 +43,8 @@ pub static DRIVER: Driver = Driver {
         own("mkswap", volatile::mkswap),
         own("delete", delete::delete),
         own("resize", resize::resize),
+        own("premigrate", migrate_host::premigrate),
+        own("postmigrate", migrate_host::postmigrate),
         own("failmigrate", common::failmigrate),
         // Not called for storage that is not shared.
         Entry { name: "monitor", serve: Serve::Fixed("") },

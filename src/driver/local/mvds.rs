@@ -73,13 +73,7 @@ fn is_layer(node: &Node) -> bool {
 }
 
 impl<'d> Trip<'d> {
-    fn ask(
-        cx: &Cx<'_>,
-        disk: &'d Disk,
-        to: Arc<dyn Host>,
-        files: ImageFiles,
-        format: Option<&str>,
-    ) -> Result<Self> {
+    fn ask(cx: &Cx<'_>, disk: &'d Disk, to: Arc<dyn Host>, files: ImageFiles, format: Option<&str>) -> Result<Self> {
         let host = &disk.place.host;
         let questions = [
             Op::Stat { path: disk.path.clone(), follow: false },
@@ -205,16 +199,16 @@ impl<'d> Trip<'d> {
             let file = staged.join(layer);
             [Op::Run(qemu_img::rebase(&file, Some(Path::new(below)), format, false)), Op::Sync { path: file }]
         };
-        let mut names: Vec<Op> = self.renamed.iter().flat_map(rebase).collect();
-        if !self.layers.is_empty() {
-            names.push(Op::Sync { path: staged.clone() });
-        }
+        let names: Vec<Op> = self.renamed.iter().flat_map(rebase).collect();
         if !names.is_empty() {
             cx.apply(Step::new(&self.to, "Have the layers name each other by their numbers", names).or_say(failure))?;
         }
         let away = with_suffix(&staged, ".old");
         // First: a digest that outlives what it was made of makes a replica take old data for current.
         let mut ops = vec![remove(self.files.md5sum())];
+        if !self.layers.is_empty() {
+            ops.push(Op::Sync { path: staged.clone() });
+        }
         if self.had_layers {
             ops.push(Op::Rename { from: snapshots.clone(), to: away.clone() });
         }
