@@ -16,6 +16,9 @@
 //! - [`sizes`]: what disks and snapshots occupy.
 //! - [`snapshot`], [`running`]: snapshots of disks, and the domain that has a part in them.
 //! - [`trees`]: what becomes of a directory that is copied.
+//! - [`migrate_host`]: live migration between hosts with storage of their own.
+//! - [`monitored`]: whether a host tells the sizes of disks.
+//! - [`one_directory`]: whether two hosts see one directory.
 //! - [`nfs`]: datastores that are mounted on demand, by a datastore for a moment.
 //! - [`nfs_host`]: the same by a host, for its VMs.
 
