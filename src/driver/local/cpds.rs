@@ -165,8 +165,8 @@ impl Image {
         let [staging, base, there] = answers.as_slice() else {
             bail!("{failure}: the host did not answer all questions")
         };
-        if base.stat().is_none_or(|base| base.kind != FileKind::Dir) {
-            bail!("{failure}: {} does not exist", files.base.display());
+        if base.stat().is_some_and(|base| base.kind != FileKind::Dir) {
+            bail!("{failure}: {} is no directory", files.base.display());
         }
         if there.stat().is_some_and(|there| there.kind == FileKind::Dir) {
             bail!("{failure}: {} is a directory", files.image.display());
