@@ -12,9 +12,9 @@
 //! - [`judge`]: a file where it lies, before a program opens it.
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
 //! - [`live`]: storage operations on running domains.
-//! - [`snapshot`], [`running`]: snapshots of disks, and the domain that has a part in them.
 //! - [`monitor_ds`]: sizes of disks, told on a host.
 //! - [`sizes`]: what disks and snapshots occupy.
+//! - [`snapshot`], [`running`]: snapshots of disks, and the domain that has a part in them.
 //! - [`trees`]: what becomes of a directory that is copied.
 //! - [`migrate_host`]: live migration between hosts with storage of their own.
 //! - [`monitored`]: whether a host tells the sizes of disks.

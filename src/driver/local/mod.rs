@@ -1,6 +1,20 @@
 //! The `local` transfer manager: disks on the host's own storage, qcow2 ones with their chains.
 //!
-//! Source: contract 02 §1, §8, minus its weak points (`docs/deviations.md`).
+//! Source: contract 02 §1, §8, §11, minus its weak points (`docs/deviations.md`). What hosts of their own storage have in
+//! common with `ssh` (moves, migrations, sizes) is in [`super::common`].
+//!
+//! # Layout
+//!
+//! - `clone`: `clone`, `ln`; `cache`, `metadata`: images that a host keeps.
+//! - `mvds`, `cpds`: back to the image, and to a new one.
+//! - `snapshot`: `snap_create`, `snap_create_live`, `snap_revert`, `snap_delete`.
+
+mod cache;
+mod clone;
+mod cpds;
+mod metadata;
+mod mvds;
+mod snapshot;
 
 use anyhow::Result;
 
@@ -15,7 +29,15 @@ pub static DRIVER: Driver = Driver {
     mads: &["local"],
     about: "Disks as files on the host's own storage, qcow2 ones with their chains",
     entries: &[
+        own("clone", clone::clone),
+        own("ln", clone::ln),
         own("mv", mv_host::mv),
+        own("mvds", mvds::mvds),
+        own("cpds", cpds::cpds),
+        own("snap_create", snapshot::create),
+        own("snap_create_live", snapshot::create_live),
+        own("snap_revert", snapshot::revert),
+        own("snap_delete", snapshot::delete),
         own("context", context::context),
         own("mkimage", volatile::mkimage),
         own("mkswap", volatile::mkswap),
