@@ -1,7 +1,6 @@
 //! `mvds`: a persistent disk goes back into its image, with its snapshots.
 //!
-//! Source: contract 02 §7. All of it arrives beside the image and is compared; the image is replaced by renames then, and
-//! the disk on the host goes last. Upstream overwrites the image as the data comes in, and removes the layers of a disk
+//! Source: contract 02 §7. All of it arrives beside the image and is compared; the image is replaced by renames then. Upstream overwrites the image as the data comes in, and removes the layers of a disk
 //! whose merging has failed.
 
 use std::path::{Path, PathBuf};
@@ -40,10 +39,8 @@ pub fn mvds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     back.merge(cx)?;
     back.bring(cx, &failure)?;
     back.put(cx, &failure)?;
-    // Only now, and only when oned is going to be told: a second try finds the disk where it was.
-    let remove = |path| Op::Remove { path, tree: true, must_exist: false };
-    let ops = [remove(disk.path.clone()), remove(disk.snapshots())].into_iter().chain(back.leave());
-    cx.after(Step::new(&disk.place.host, "Remove the disk, which is in its image now", ops).best_effort());
+    // The disk itself stays until oned has it deleted: an epilog that failed at another disk is repeated as a whole.
+    cx.after(Step::new(&disk.place.host, "Leave the VM's directory", back.leave()).best_effort());
     Ok(Reply::Nothing)
 }
 
