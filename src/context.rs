@@ -49,7 +49,7 @@ pub struct Cx<'a> {
     connect: &'a dyn Fn() -> Box<dyn Oned>,
     oned: OnceCell<Box<dyn Oned>>,
     name: &'a dyn Fn(u32) -> String,
-    locks: RefCell<Vec<NamedLock>>,
+    locks: RefCell<Vec<(String, NamedLock)>>,
 }
 
 /// How long an action waits for another one on the same object.
@@ -147,12 +147,16 @@ impl<'a> Cx<'a> {
         self.executor.apply(step)
     }
 
-    /// Takes a named lock of this machine until the action ends; in `explain` takes none.
+    /// Takes a named lock of this machine until the action ends, if it has not taken it already; in `explain` takes none.
     ///
     /// # Errors
     /// Another action held it for ten minutes, or the lock file cannot be made.
     pub fn lock(&self, name: &str) -> Result<()> {
-        self.locks.borrow_mut().extend(self.hold(name, LOCK_WAIT)?);
+        if self.locks.borrow().iter().any(|(held, _)| held == name) {
+            return Ok(());
+        }
+        let taken = self.hold(name, LOCK_WAIT)?;
+        self.locks.borrow_mut().extend(taken.map(|lock| (name.to_owned(), lock)));
         Ok(())
     }
 

@@ -19,11 +19,13 @@ pub mod dummy;
 pub mod fs;
 pub mod local;
 pub mod qcow2;
+pub mod ssh;
 
 pub use common::live;
 
 /// Every storage family, in the order in which tables show them.
-pub static DRIVERS: &[&Driver] = &[&fs::DRIVER, &qcow2::DRIVER, &local::DRIVER, &dummy::DATASTORE, &dummy::TM];
+pub static DRIVERS: &[&Driver] =
+    &[&fs::DRIVER, &qcow2::DRIVER, &local::DRIVER, &ssh::DRIVER, &dummy::DATASTORE, &dummy::TM];
 
 /// Programs that others call by their path beside the drivers: no action, no request.
 pub static PROGRAMS: &[Program] = &[Program {
