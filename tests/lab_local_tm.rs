@@ -217,7 +217,12 @@ fn a_vms_life_from_host_to_host() {
         assert_eq!(cloud.names("host1", "/var/lib/one/datastores/103"), [".monitor"]);
         assert_eq!(cloud.content("host2", &layer(3)), now);
         assert_eq!(cloud.highest("host2", &layer(1)), moments[2]);
-        assert_eq!(lab.must("host2", &["cat", "/var/lib/one/datastores/103/.monitor"]), "ssh\n");
+        assert_eq!(lab.must("host2", &["cat", "/var/lib/one/datastores/103/.monitor"]), "ssh");
+
+        // It boots there.
+        let domain = lab.run_domain("host2", 7, &[(&disk, "qcow2")], Kind::Transient);
+        assert!(domain.writes_on() > last);
+        domain.destroy();
 
         // Off: back to the merged snapshot, then it goes.
         cloud.off("snap_revert", &[&on("host2", "disk.0"), "2", "7", "1"]);
@@ -305,6 +310,6 @@ fn a_host_keeps_images_and_tells_sizes() {
         lab.sync_agent();
         let agent = lab.path("remotes/onestore/onestore").display().to_string();
         let told = lab.must("host1", &[&agent, "tm", "local", "monitor_ds", "/var/lib/one//datastores/103"]);
-        assert!(told.starts_with("VM = [ ID = 7, MONITOR = \"") && told.ends_with("\"]\n"), "{told}");
+        assert!(told.starts_with("VM = [ ID = 7, MONITOR = \"") && told.ends_with("\"]"), "{told}");
     });
 }
