@@ -32,7 +32,7 @@ pub fn mvds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     let vm = cx.oned().vm(id).with_context(|| failure.clone())?;
     let format = record(&vm, id, disk.number).with_context(|| failure.clone())?.format.trimmed();
     Target::lock(cx, &disk.place)?;
-    let back = Back::look(cx, &disk, format, keeper, image).with_context(|| failure.clone())?;
+    let back = Back::look(cx, &disk, format, &keeper, image).with_context(|| failure.clone())?;
 
     // What is done.
     cx.info(format!("Moving {} to datastore as {}", disk.place.text, back.image.image.display()));
@@ -73,7 +73,7 @@ impl<'d> Back<'d> {
         cx: &Cx<'_>,
         disk: &'d Disk,
         format: Option<&str>,
-        keeper: Arc<dyn Host>,
+        keeper: &Arc<dyn Host>,
         image: ImageFiles,
     ) -> Result<Self> {
         let host = &disk.place.host;
@@ -95,7 +95,7 @@ impl<'d> Back<'d> {
             Op::Stat { path: image.snapshots(), follow: false },
             Folder::question(&image.base),
         ];
-        let answers = cx.query(&keeper, questions)?;
+        let answers = cx.query(keeper, questions)?;
         let [base, had, staging] = answers.as_slice() else { bail!("The front-end did not answer all questions") };
         if base.stat().is_none() {
             bail!("{} does not exist", image.base.display());
@@ -103,7 +103,7 @@ impl<'d> Back<'d> {
         // A disk that was made anew from a replica host came without them: then the image's own are the last ones there are.
         let knows = matches!(tree, Value::Tree(_)) && !(current.file != disk.path && snapshots.is_empty());
         let replaces = had.stat().is_some() && (knows || !snapshots.is_empty());
-        let folder = Folder::of(&keeper, &image.base, staging)?;
+        let folder = Folder::of(keeper, &image.base, staging)?;
         Ok(Self { disk, home, current, snapshots, image, folder, replaces })
     }
 

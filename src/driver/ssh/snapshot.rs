@@ -151,9 +151,10 @@ impl Asked {
         }
         ops.extend(self.put(staged));
         ops.extend(folder.leave());
-        let what = match self.is_layered {
-            true => "Merge the disk's layers into a copy that stands alone".to_owned(),
-            false => format!("Copy the disk to {}, sharing its blocks where the file system can", self.path.display()),
+        let what = if self.is_layered {
+            "Merge the disk's layers into a copy that stands alone".to_owned()
+        } else {
+            format!("Copy the disk to {}, sharing its blocks where the file system can", self.path.display())
         };
         cx.apply(Step::new(&folder.host, what, ops).undo(undo).or_say(&self.failure))?;
         Ok(())
