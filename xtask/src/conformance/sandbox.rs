@@ -172,6 +172,8 @@ fn environment(root: &Path, tree: &Tree) -> Vec<(String, String)> {
         ("PWD", at("one/var")),
         ("TMPDIR", at("tmp")),
         ("SSH", at("bin/ssh")),
+        ("SSH_FWD", format!("{} -o ForwardAgent=yes -o ControlMaster=no -o ControlPath=none", at("bin/ssh"))),
+        ("RSYNC_RSH", at("bin/ssh")),
         ("ONESTORE_ONED", format!("dir:{}", at("oned"))),
         ("ONESTORE_LOCK_DIR", at("bin/locks")),
     ]
