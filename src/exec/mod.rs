@@ -9,7 +9,8 @@
 //! - [`fence`]: directories that a script does not leave.
 //! - `files`: the file operations of it, on system calls.
 //! - `guard`: what is run when a script ends, however it ends.
-//! - [`posix`]: the other interpreter: a script rendered as POSIX sh, and the answers read back. The only place that quotes.
+//! - [`quote`]: words of sh; the only place that quotes.
+//! - [`posix`]: the other interpreter: a script rendered as POSIX sh, and the answers read back.
 //! - [`agent`]: the in process interpreter as the far side of an ssh connection.
 //! - [`control`]: cancellation (SIGTERM) and deadlines.
 //! - [`process`]: one child process: spawned in its own group, waited for by pidfd, killed as a group.
@@ -40,6 +41,7 @@ pub mod op;
 pub mod posix;
 mod posix_paths;
 pub mod process;
+pub mod quote;
 pub mod relay;
 pub mod source;
 pub mod staging;

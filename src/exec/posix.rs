@@ -1,4 +1,4 @@
-//! The other interpreter: a script as POSIX sh, for hosts where this binary does not stand. The only place that quotes.
+//! The other interpreter: a script as POSIX sh, for hosts where this binary does not stand. With [`super::quote`] the only place that makes text for a shell.
 //!
 //! The far side is assumed to have GNU coreutils and findutils, awk, and util-linux; any `sh` will do. What travels:
 //!
@@ -29,6 +29,7 @@ use super::guard;
 use super::op::{FileKind, Node, Op, Script, Space, Sparse, Stat, Value};
 use super::posix_paths::{inside, send_allowed};
 use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
+use super::quote::{q, quote};
 use super::staging;
 
 /// The command line of every script: any login shell hands it to sh, which reads one line and leaves the rest alone.
@@ -185,39 +186,6 @@ pub(super) const BESIDES: &str = "@onestore-besides ";
 
 /// The last line of stdout: all answers have arrived.
 pub(super) const END: &str = "end";
-
-/// A word of sh that stands for exactly these bytes, in plain ASCII: what is not, goes through `printf`.
-///
-/// NUL cannot be quoted and is left out; [`fault`] refuses it before.
-#[must_use]
-pub fn quote(word: &OsStr) -> String {
-    let mut out = String::from("'");
-    let mut octal = false;
-    for &byte in word.as_bytes() {
-        if octal && byte.is_ascii() {
-            out.push_str("')\"'");
-            octal = false;
-        }
-        match byte {
-            0 => {}
-            b'\'' => out.push_str(r"'\''"),
-            byte if byte.is_ascii() => out.push(char::from(byte)),
-            byte => {
-                if !octal {
-                    out.push_str("'\"$(printf '");
-                    octal = true;
-                }
-                let _ = write!(out, "\\{byte:03o}");
-            }
-        }
-    }
-    out.push_str(if octal { "')\"" } else { "'" });
-    out
-}
-
-pub(super) fn q(path: &Path) -> String {
-    quote(path.as_os_str())
-}
 
 /// The directory that a path is in, quoted.
 fn dir_of(path: &Path) -> String {

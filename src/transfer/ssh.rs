@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::import::{ImportError, Options};
+use super::options::{ImportError, Options};
 use super::source::{HOME, PathPolicy, SourceError};
 use super::url::{redact, split_scheme};
 use crate::exec::control::Control;
