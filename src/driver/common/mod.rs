@@ -7,9 +7,11 @@
 //! - [`disk`]: a disk of a VM that is made or replaced.
 //! - [`context`], [`delete`], [`resize`], [`volatile`], [`migrate`], [`mv_host`]: actions of several transfer managers.
 //! - [`folder`]: a directory in which new things come into being.
+//! - [`image`]: an image as a host sees it in its datastore.
 //! - [`judge`]: a file where it lies, before a program opens it.
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
 //! - [`live`]: storage operations on running domains.
+//! - [`snapshot`], [`running`]: snapshots of disks, and the domain that has a part in them.
 //! - [`trees`]: what becomes of a directory that is copied.
 //! - [`nfs`]: datastores that are mounted on demand, by a datastore for a moment.
 //! - [`nfs_host`]: the same by a host, for its VMs.
@@ -22,6 +24,7 @@ pub mod context;
 pub mod delete;
 pub mod disk;
 pub mod folder;
+pub mod image;
 pub mod judge;
 pub mod layers;
 pub mod live;
@@ -30,5 +33,7 @@ pub mod mv_host;
 pub mod nfs;
 pub mod nfs_host;
 pub mod resize;
+pub mod running;
+pub mod snapshot;
 pub mod trees;
 pub mod volatile;

@@ -9,29 +9,32 @@
 //! - `ln`, `mv`, `cpds`: persistent disks, moves between datastores, saving as an image.
 //! - `migrate`: `premigrate`, `postmigrate`.
 //! - `mixed`: `ln.ssh`, `mvds.ssh`.
-//! - `snapshot`: `snap_create`, `snap_create_live`, `snap_revert`, `snap_delete` and their `.ssh` variants.
-//! - `running`: what a plan of these leaves to the domain.
 //! - `monitor`: space and disk sizes.
-//! - `mounts`, `image`: the first look at a host: mounts, image, place of the disk.
+//! - `mounts`: the first look at a host: mounts, image, place of the disk.
 
 mod clone;
 mod cpds;
-mod image;
 mod ln;
 mod migrate;
 mod mixed;
 mod monitor;
 mod mounts;
 mod mv;
-mod running;
-mod snapshot;
 
 use anyhow::Result;
 
+use super::common::snapshot::{self, Act, Keeping};
 use super::common::{context, delete, migrate as common, mv_host, resize, volatile};
 use super::{Driver, Entry, Reply, Serve, TmRequest};
 use crate::action::Kind;
 use crate::context::Cx;
+use crate::image::chain::Manner;
+
+/// Where snapshots are on shared storage.
+const SHARED: Keeping = Keeping::WithImage;
+
+/// Where they are in mixed mode.
+const HOST: Keeping = Keeping::WithDisk(Manner::Relative);
 
 /// The qcow2 transfer manager, and shared.
 pub static DRIVER: Driver = Driver {
@@ -59,14 +62,14 @@ pub static DRIVER: Driver = Driver {
         Entry { name: "monitor", serve: Serve::Datastore(monitor::monitor) },
         own("cpds", cpds::cpds),
         own("cpds.ssh", cpds::cpds_ssh),
-        own("snap_create", snapshot::create),
-        own("snap_create.ssh", snapshot::create_ssh),
-        own("snap_create_live", snapshot::create_live),
-        own("snap_create_live.ssh", snapshot::create_live_ssh),
-        own("snap_revert", snapshot::revert),
-        own("snap_revert.ssh", snapshot::revert_ssh),
-        own("snap_delete", snapshot::delete),
-        own("snap_delete.ssh", snapshot::delete_ssh),
+        own("snap_create", |cx, request| snapshot::run(cx, request, SHARED, Act::Create)),
+        own("snap_create.ssh", |cx, request| snapshot::run(cx, request, HOST, Act::Create)),
+        own("snap_create_live", |cx, request| snapshot::run(cx, request, SHARED, Act::CreateLive)),
+        own("snap_create_live.ssh", |cx, request| snapshot::run(cx, request, HOST, Act::CreateLive)),
+        own("snap_revert", |cx, request| snapshot::run(cx, request, SHARED, Act::Revert)),
+        own("snap_revert.ssh", |cx, request| snapshot::run(cx, request, HOST, Act::Revert)),
+        own("snap_delete", |cx, request| snapshot::run(cx, request, SHARED, Act::Delete)),
+        own("snap_delete.ssh", |cx, request| snapshot::run(cx, request, HOST, Act::Delete)),
     ],
     left: &["prebackup", "prebackup_live", "postbackup", "postbackup_live", "restore"],
     // Until live snapshots of LXC containers are served, and a VM's whole life (migration, undeploy, resume) was seen in a

@@ -5,10 +5,10 @@
 use anyhow::{Result, bail};
 
 use super::clone::Wanted;
-use super::image::{self, Image};
 use crate::context::Cx;
 use crate::driver::common::args::VmPlace;
 use crate::driver::common::disk::Target;
+use crate::driver::common::image::{self, Image};
 use crate::driver::common::layers::Layer;
 use crate::driver::common::nfs_host::{self, Plan};
 use crate::exec::op::{Op, Value};

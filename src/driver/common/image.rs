@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 
+use super::layers::{self, HEAD, Layer, Layers};
 use crate::context::Cx;
-use crate::driver::common::layers::{self, HEAD, Layer, Layers};
 use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Op, Stat, Value};
 use crate::location::{ImageFiles, normalize};
@@ -65,7 +65,7 @@ impl Image {
 
     /// Its snapshot files, by number.
     pub fn numbers(&self) -> impl Iterator<Item = u32> + '_ {
-        self.names.iter().flatten().filter_map(|name| crate::driver::common::args::plain_number(name.to_str()?))
+        self.names.iter().flatten().filter_map(|name| super::args::plain_number(name.to_str()?))
     }
 
     /// Whether its current state may be in another file than itself.

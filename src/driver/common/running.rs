@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::args::Disk;
+use super::disk::record;
+use super::live::{Above, Live, Seen};
 use crate::context::Cx;
-use crate::driver::common::args::Disk;
-use crate::driver::common::disk::record;
-use crate::driver::common::live::{Above, Live, Seen};
 use crate::exec::host::Host;
 use crate::exec::op::Op;
 use crate::image::chain::{self, Step, Style};
 use crate::payload::Vm;
 
 /// Which domain it is, and which of its disks.
-pub(super) struct Guest {
+pub struct Guest {
     domain: String,
     target: String,
 }
@@ -26,7 +26,7 @@ impl Guest {
     ///
     /// # Errors
     /// oned does not say; it is no VM of libvirt's.
-    pub(super) fn of(vm: &Vm, id: u32, disk: &Disk, style: Style) -> Result<Self> {
+    pub fn of(vm: &Vm, id: u32, disk: &Disk, style: Style) -> Result<Self> {
         let hypervisor = vm.last_history().and_then(|history| history.vm_mad.trimmed()).unwrap_or("kvm");
         if hypervisor == "lxc" {
             match style {
@@ -44,7 +44,7 @@ impl Guest {
     ///
     /// # Errors
     /// It does not run on `host`.
-    pub(super) fn look<'a>(&self, cx: &'a Cx<'a>, host: &Arc<dyn Host>) -> Result<Running<'a>> {
+    pub fn look<'a>(&self, cx: &'a Cx<'a>, host: &Arc<dyn Host>) -> Result<Running<'a>> {
         let live = Live::new(cx, host, &self.domain);
         let seen = live.look()?;
         Ok(Running { live, seen, target: self.target.clone() })
@@ -52,7 +52,7 @@ impl Guest {
 }
 
 /// A domain that was looked at.
-pub(super) struct Running<'a> {
+pub struct Running<'a> {
     live: Live<'a>,
     seen: Seen,
     target: String,
@@ -60,7 +60,7 @@ pub(super) struct Running<'a> {
 
 impl Running<'_> {
     /// The files of the disk that it has open.
-    pub(super) fn files(&self) -> chain::Live {
+    pub fn files(&self) -> chain::Live {
         chain::Live { chain: self.seen.files(&self.target) }
     }
 
@@ -68,7 +68,7 @@ impl Running<'_> {
     ///
     /// # Errors
     /// What libvirt says; the step is one for files.
-    pub(super) fn run(&self, step: &Step) -> Result<()> {
+    pub fn run(&self, step: &Step) -> Result<()> {
         let (live, seen, target) = (&self.live, &self.seen, self.target.as_str());
         match step {
             Step::LiveSnapshot { file } => live.snapshot(seen, target, file),
@@ -88,7 +88,7 @@ impl Running<'_> {
     ///
     /// # Errors
     /// What failed.
-    pub(super) fn frozen(&self, what: String, ops: &[Op], undo: impl IntoIterator<Item = Op>) -> Result<()> {
+    pub fn frozen(&self, what: String, ops: &[Op], undo: impl IntoIterator<Item = Op>) -> Result<()> {
         self.live.frozen(&self.seen, what, ops, undo).map(drop)
     }
 }

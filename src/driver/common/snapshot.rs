@@ -1,6 +1,7 @@
-//! `snap_create`, `snap_create_live`, `snap_revert`, `snap_delete` and their `.ssh` variants: snapshots of a disk.
+//! `snap_create`, `snap_create_live`, `snap_revert`, `snap_delete`: snapshots of a disk, whichever transfer manager keeps
+//! them.
 //!
-//! Source: contract 02 §5, §6. What lies there is read once, [`crate::image::chain`] decides, one script on the host does
+//! Source: contract 02 §5–8. What lies there is read once, [`crate::image::chain`] decides, one script on the host does
 //! it; `docs/chains.md` has the table. Killed anywhere, the same action completes it.
 
 use std::path::Path;
@@ -8,11 +9,11 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::args::{Disk, lock_of};
+use super::disk::{Target, record};
 use super::running::{Guest, Running};
 use crate::chains::{self, Files, Phase, Query, Staging};
 use crate::context::Cx;
-use crate::driver::common::args::{Disk, lock_of};
-use crate::driver::common::disk::{Target, record};
 use crate::driver::{Reply, TmRequest, misuse};
 use crate::exec::host::{Host, ScriptError};
 use crate::exec::op::Op;
@@ -27,50 +28,26 @@ const SNAPSHOT_DELETE: u32 = 59;
 /// Seconds that a script waits on the host for another one that changes the same disk.
 const LOCK_WAIT: u64 = 600;
 
-/// Where the snapshots of a persistent disk are.
+/// How a transfer manager keeps snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layout {
-    /// Beside the image, in the image datastore.
-    Shared,
-    /// Beside the disk, as for every other one.
-    Host,
-}
-
-/// `snap_create`.
-pub fn create(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
-    run(cx, request, Layout::Shared, Act::Create)
-}
-
-/// `snap_create.ssh`.
-pub fn create_ssh(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
-    run(cx, request, Layout::Host, Act::Create)
-}
-
-/// `snap_revert`.
-pub fn revert(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
-    run(cx, request, Layout::Shared, Act::Revert)
-}
-
-/// `snap_revert.ssh`.
-pub fn revert_ssh(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
-    run(cx, request, Layout::Host, Act::Revert)
-}
-
-/// `snap_delete`.
-pub fn delete(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
-    run(cx, request, Layout::Shared, Act::Delete)
-}
-
-/// `snap_delete.ssh`.
-pub fn delete_ssh(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
-    run(cx, request, Layout::Host, Act::Delete)
+pub enum Keeping {
+    /// As layers; those of a persistent disk beside the image, in the image datastore.
+    WithImage,
+    /// As layers beside the disk, which name each other in this manner.
+    WithDisk(Manner),
+    /// As full copies beside the disk, whatever its format.
+    Copies,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Act {
+pub enum Act {
+    /// `snap_create`.
     Create,
+    /// `snap_create_live`.
     CreateLive,
+    /// `snap_revert`.
     Revert,
+    /// `snap_delete`.
     Delete,
 }
 
@@ -102,23 +79,17 @@ impl Act {
     }
 }
 
-/// `snap_create_live`.
-pub fn create_live(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
-    run(cx, request, Layout::Shared, Act::CreateLive)
-}
-
-/// `snap_create_live.ssh`.
-pub fn create_live_ssh(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
-    run(cx, request, Layout::Host, Act::CreateLive)
-}
-
-fn run(cx: &Cx<'_>, request: &TmRequest, layout: Layout, act: Act) -> Result<Reply> {
+/// Does it, by the arguments `HOST:SYSDIR/disk.N SNAPSHOT_ID VM_ID DS_ID`.
+///
+/// # Errors
+/// What stands in the way, in upstream's words first; nothing has changed then.
+pub fn run(cx: &Cx<'_>, request: &TmRequest, keeping: Keeping, act: Act) -> Result<Reply> {
     // What is read.
     let id = request.number(2, "VM_ID")?;
     let k: u32 = request.number(1, "SNAPSHOT_ID")?;
     let disk = request.disk(cx, 0, id)?;
     let vm = cx.oned().vm(id).with_context(|| format!("Error with the snapshots of {}", disk.place.text))?;
-    let query = query(&vm, id, &disk, layout)?;
+    let query = query(&vm, id, &disk, keeping)?;
     let (failure, what) = act.words(&query.names, query.style, k);
     let live =
         act == Act::CreateLive || (act == Act::Delete && vm.lcm_state.get().map_err(misuse)? == Some(SNAPSHOT_DELETE));
@@ -210,20 +181,25 @@ impl Script<'_> {
 }
 
 /// Which chain it is, by what oned knows of the disk.
-fn query(vm: &Vm, id: u32, disk: &Disk, layout: Layout) -> Result<Query> {
+fn query(vm: &Vm, id: u32, disk: &Disk, keeping: Keeping) -> Result<Query> {
     let wanted = record(vm, id, disk.number)?;
-    let layered = wanted.format.trimmed() == Some("qcow2");
+    let raw = wanted.format.trimmed() != Some("qcow2");
+    let layered = !raw && keeping != Keeping::Copies;
     let source = wanted.source.get().map(|source| disk.place.image(Path::new(source)));
-    let in_place = layout == Layout::Shared && wanted.clone.get() != Some("YES");
+    let in_place = keeping == Keeping::WithImage && wanted.clone.get() != Some("YES");
+    let own = match keeping {
+        Keeping::WithDisk(manner) => manner,
+        Keeping::WithImage | Keeping::Copies => Manner::Relative,
+    };
     let (names, manner, images) = match source {
         // A persistent disk is the image itself.
         Some(image) if in_place => {
             (Names { disk: disk.path.clone(), origin: image?.image }, Manner::Absolute, Vec::new())
         }
         // A clone may stand on its image: whether that is there is asked in the same breath.
-        Some(Ok(image)) if layered => (Names::own(disk.path.clone()), Manner::Relative, vec![image.image]),
-        _ => (Names::own(disk.path.clone()), Manner::Relative, Vec::new()),
+        Some(Ok(image)) if layered => (Names::own(disk.path.clone()), own, vec![image.image]),
+        _ => (Names::own(disk.path.clone()), own, Vec::new()),
     };
     let style = if layered { Style::Layers(manner) } else { Style::Copies };
-    Ok(Query { names, style, raw: !layered, images })
+    Ok(Query { names, style, raw, images })
 }
