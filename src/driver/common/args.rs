@@ -212,7 +212,7 @@ pub fn lock_of(vm: u32, name: &str) -> String {
 }
 
 /// N of `disk.N`.
-fn disk_number(name: &str) -> Option<u32> {
+pub fn disk_number(name: &str) -> Option<u32> {
     plain_number(name.strip_prefix("disk.")?)
 }
 

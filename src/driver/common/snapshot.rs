@@ -102,7 +102,7 @@ pub fn run(cx: &Cx<'_>, request: &TmRequest, keeping: Keeping, act: Act) -> Resu
     let reading = chains::read(&query, &mut ask).with_context(|| failure.clone())?;
 
     // What is decided.
-    let files = running.as_ref().map(Running::files);
+    let files = running.as_ref().and_then(Running::files);
     let plan = act.plan(&Chain::of(&reading.facts), k, files.as_ref()).with_context(|| failure.clone())?;
     let staging = Staging::of(&query.names).context("Cannot tell this process from others")?;
 
