@@ -87,6 +87,7 @@ fn contents_are_read_and_counted_alike() {
                 Op::TreeSize { path: root.join("d") },
                 Op::TreeSize { path: root.to_owned() },
                 Op::Md5 { path: root.join("link") },
+                Op::Sha256 { path: root.join("link") },
             ];
             ops.extend(AWKWARD.map(|name| Op::Md5 { path: root.join(OsStr::from_bytes(name)) }));
             ops
@@ -98,6 +99,7 @@ fn contents_are_read_and_counted_alike() {
     assert_eq!(values[2..4], [Value::Bytes(vec![]), Value::Bytes(vec![])]);
     assert_eq!(values[5..7], [Value::Number(13), Value::Number(1)]);
     assert_eq!(values[9].text(), md5_of(b"content of a\n"));
+    assert_eq!(values[10].text(), "ae1234b2b51186ede2fca3f1c69ec585b263c4bdc45adaafcd3921bd3eb9fea6");
 }
 
 #[test]

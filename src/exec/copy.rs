@@ -147,6 +147,41 @@ pub fn receive(reader: &mut dyn Read, to: &File, sparse: Sparse, control: &Contr
     Ok(offset)
 }
 
+/// Reads a file or block device from its first byte to its last and hands over what it reads; holes are not read, only
+/// told as zeroes.
+///
+/// # Errors
+/// What the system answers, and as of [`copy_file`] when it had to stop.
+pub fn read_all(file: &File, control: &Control, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    let size = file.metadata()?.len();
+    let mut buffer = vec![0; BUFFER];
+    let mut extents = Extents { file, size, at: 0 };
+    let mut at = 0;
+    // What is behind the size, of a device or of a file that grew, is read to its end.
+    loop {
+        let (start, end) = match extents.next()? {
+            Some(extent) => extent,
+            None => (size.max(at), u64::MAX),
+        };
+        while at < start {
+            control.check().map_err(io::Error::other)?;
+            let len = ZEROES.len().min(as_usize(start - at));
+            take(&ZEROES[..len]);
+            at += as_u64(len);
+        }
+        while at < end {
+            control.check().map_err(io::Error::other)?;
+            let want = buffer.len().min(as_usize(end - at));
+            let n = read_full(file, &mut buffer[..want], at)?;
+            take(&buffer[..n]);
+            at += as_u64(n);
+            if n < want {
+                return Ok(());
+            }
+        }
+    }
+}
+
 /// Turns blocks of zeroes inside a file into holes, as `fallocate -d` does; answers the bytes given back.
 ///
 /// Best effort: a file system that cannot punch holes is no failure and answers 0.

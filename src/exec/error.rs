@@ -158,6 +158,7 @@ pub fn cannot(op: &Op) -> String {
         Op::Space { path } => format!("Cannot get the space of {}", w(path)),
         Op::TreeSize { path } => format!("Cannot get the size of {}", w(path)),
         Op::Md5 { path } => format!("Cannot get the MD5 digest of {}", w(path)),
+        Op::Sha256 { path } => format!("Cannot get the SHA-256 digest of {}", w(path)),
         Op::MakeDir { path } => format!("Cannot create the directory {}", w(path)),
         Op::RemoveDirIfEmpty { path } => format!("Cannot remove the directory {}", w(path)),
         Op::Symlink { target, link } => format!("Cannot link {} to {}", w(link), w(target)),

@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use md5::{Digest, Md5};
 use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
+use sha2::Sha256;
 
 use super::control::Control;
 use super::op::{FileKind, Node, READ_LIMIT, Space, Sparse, Stat};
@@ -179,17 +180,15 @@ pub fn space(path: &Path) -> io::Result<Space> {
 }
 
 pub fn md5(path: &Path, control: &Control) -> io::Result<Vec<u8>> {
-    let mut file = control.reader(File::open(path)?);
-    let mut digest = Md5::new();
-    let mut block = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut block) {
-            Ok(0) => break,
-            Ok(len) => digest.update(&block[..len]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    digest(path, Md5::new(), control)
+}
+
+pub fn sha256(path: &Path, control: &Control) -> io::Result<Vec<u8>> {
+    digest(path, Sha256::new(), control)
+}
+
+fn digest<D: Digest>(path: &Path, mut digest: D, control: &Control) -> io::Result<Vec<u8>> {
+    copy::read_all(&File::open(path)?, control, &mut |block| digest.update(block))?;
     Ok(digest.finalize().iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect())
 }
 

@@ -180,6 +180,7 @@ fn at_place(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::Space { path } => return files::space(path).map(Value::Space),
         Op::TreeSize { path } => return files::tree_size(path, control).map(Value::Number),
         Op::Md5 { path } => return files::md5(path, control).map(Value::Bytes),
+        Op::Sha256 { path } => return files::sha256(path, control).map(Value::Bytes),
         Op::Receive { path, sparse } => return receive(path, *sparse, io, control).map(Value::Number),
         Op::Send { path } => send(File::open(path)?, io, control),
         Op::SendAllowed { path, policy } => send_allowed(path, policy, io, control),

@@ -85,6 +85,13 @@ pub enum Op {
         path: PathBuf,
     },
 
+    /// SHA-256 of a file's content, lower-case hexadecimal: [`Value::Bytes`]. Holes are not read.
+    Sha256 {
+        /// The file; links are followed.
+        #[serde(with = "path")]
+        path: PathBuf,
+    },
+
     // --- changes ---
     /// `mkdir -p`: makes a directory and its missing parents. Leaves the ones made so far.
     MakeDir {
@@ -451,6 +458,7 @@ impl Op {
             | Self::Tree { path, .. }
             | Self::Space { path }
             | Self::Md5 { path }
+            | Self::Sha256 { path }
             | Self::PunchHoles { path }
             | Self::Send { path }
             | Self::SendAllowed { path, .. }
@@ -496,6 +504,7 @@ impl Op {
                 | Self::Space { .. }
                 | Self::TreeSize { .. }
                 | Self::Md5 { .. }
+                | Self::Sha256 { .. }
         )
     }
 }
@@ -516,6 +525,7 @@ impl fmt::Display for Op {
             Self::Space { path } => write!(f, "df {}", w(path)),
             Self::TreeSize { path } => write!(f, "du -sb {}", w(path)),
             Self::Md5 { path } => write!(f, "md5sum {}", w(path)),
+            Self::Sha256 { path } => write!(f, "sha256sum {}", w(path)),
             Self::MakeDir { path } => write!(f, "mkdir -p {}", w(path)),
             Self::Claim { path } => {
                 let dir = path.parent().unwrap_or(Path::new("/"));

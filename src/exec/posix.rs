@@ -229,6 +229,7 @@ fn question(op: &Op) -> String {
             q(path)
         ),
         Op::Md5 { path } => format!("os_cap md5sum -- {}; os_ok 0", q(path)),
+        Op::Sha256 { path } => format!("os_cap sha256sum -- {}; os_ok 0", q(path)),
         _ => unreachable!("not a question"),
     }
 }
@@ -451,9 +452,10 @@ fn value(op: &Op, payload: &[u8]) -> Option<Value> {
             names.collect::<Option<_>>().map(Value::Names)
         }
         Op::Space { .. } => space(std::str::from_utf8(&bytes).ok()?).map(Value::Space),
-        Op::Md5 { .. } => {
+        Op::Md5 { .. } | Op::Sha256 { .. } => {
+            let digits = if matches!(op, Op::Md5 { .. }) { 32 } else { 64 };
             // A backslash in front says that the name was escaped.
-            let digest = bytes.strip_prefix(b"\\").unwrap_or(&bytes).get(..32)?;
+            let digest = bytes.strip_prefix(b"\\").unwrap_or(&bytes).get(..digits)?;
             digest.iter().all(u8::is_ascii_hexdigit).then(|| Value::Bytes(digest.to_vec()))
         }
         Op::Tree { .. } => tree(&bytes).map(Value::Tree),

@@ -37,7 +37,7 @@ proptest! {
     }
 
     #[test]
-    fn no_answer_makes_the_reader_panic(stdout in prop::collection::vec(any::<u8>(), 0..80), which in 0..9_u8) {
+    fn no_answer_makes_the_reader_panic(stdout in prop::collection::vec(any::<u8>(), 0..80), which in 0..10_u8) {
         let path = std::path::PathBuf::from("/a");
         let op = match which {
             0 => Op::Stat { path, follow: true },
@@ -48,6 +48,7 @@ proptest! {
             5 => Op::Md5 { path },
             6 => Op::Receive { path, sparse: Sparse::Holes },
             7 => Op::Read { path, offset: 0, len: 1 },
+            8 => Op::Sha256 { path },
             _ => Op::Run(Cmd::new("x")),
         };
         let script = Script::from(op);

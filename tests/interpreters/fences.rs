@@ -34,13 +34,14 @@ fn run(ops: impl Fn(&Path) -> Vec<Op>) -> super::harness::Outcome {
 fn what_leads_out_is_refused_and_nothing_there_is_touched() {
     type Make = fn(&Path) -> Op;
     let before = run(|_| Vec::new()).tree;
-    let cases: [Make; 19] = [
+    let cases: [Make; 20] = [
         |ds| Op::Stat { path: ds.join("b"), follow: true },
         |ds| Op::Stat { path: ds.join("b.snap/1"), follow: false },
         |ds| Op::ReadLink { path: ds.join("b.snap/1") },
         |ds| Op::List { path: ds.join("b.snap") },
         |ds| Op::Read { path: ds.join("b"), offset: 0, len: 9 },
         |ds| Op::Md5 { path: ds.join("c.snap/deep/1") },
+        |ds| Op::Sha256 { path: ds.join("c.snap/deep/1") },
         |ds| Op::TreeSize { path: ds.join("c.snap/deep") },
         |ds| Op::Space { path: ds.join("c.snap") },
         |ds| Op::MakeDir { path: ds.join("b.snap/new/er") },

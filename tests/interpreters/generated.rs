@@ -47,6 +47,7 @@ fn operation() -> impl Strategy<Value = Op> {
         (place(), 0..3_u32).prop_map(|(path, depth)| Op::Tree { path, depth }),
         place().prop_map(|path| Op::TreeSize { path }),
         place().prop_map(|path| Op::Md5 { path }),
+        place().prop_map(|path| Op::Sha256 { path }),
         place().prop_map(|path| Op::MakeDir { path }),
         place().prop_map(|path| Op::RemoveDirIfEmpty { path }),
         pair().prop_map(|(target, link)| Op::Symlink { target, link }),
@@ -78,6 +79,7 @@ fn rooted(op: &Op, root: &Path) -> Op {
         | Op::Tree { path, .. }
         | Op::TreeSize { path }
         | Op::Md5 { path }
+        | Op::Sha256 { path }
         | Op::MakeDir { path }
         | Op::RemoveDirIfEmpty { path }
         | Op::Symlink { link: path, .. }

@@ -9,6 +9,7 @@
 //! - [`context`], [`delete`], [`resize`], [`volatile`], [`migrate`], [`mv_host`]: actions of several transfer managers.
 //! - [`folder`]: a directory in which new things come into being.
 //! - [`image`]: an image as a host sees it in its datastore.
+//! - [`journey`]: files on their way from one host to another.
 //! - [`judge`]: a file where it lies, before a program opens it.
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
 //! - [`live`]: storage operations on running domains.
@@ -27,6 +28,7 @@ pub mod delete;
 pub mod disk;
 pub mod folder;
 pub mod image;
+pub mod journey;
 pub mod judge;
 pub mod layers;
 pub mod live;

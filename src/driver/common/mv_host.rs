@@ -1,8 +1,8 @@
 //! `mv` where system datastores are the hosts' own: the directory of a VM goes from one host to another.
 //!
 //! Source: contract 02 §7. Two hosts may still see one storage, under one name or two: a file that one of them makes in the
-//! directory is looked for by the other, and what is one directory is neither copied nor removed. The data flows through
-//! the front-end, file by file; the old directory goes when the new one is known to be whole.
+//! directory is looked for by the other, and what is one directory is neither copied nor removed. The files travel as
+//! [`super::journey`] has it; the old directory goes when the new one is known to be whole.
 
 use std::path::{Path, PathBuf};
 
@@ -10,13 +10,13 @@ use anyhow::{Context as _, Result, bail};
 
 use super::args::VmPlace;
 use super::folder::Folder;
+use super::journey::{self, Journey, Load};
 use super::trees::{DEPTH, difference, drop_old};
 use crate::context::Cx;
 use crate::driver::{Reply, TmRequest, misuse};
 use crate::exec::cmd::Secret;
 use crate::exec::op::{FileKind, Node, Op, Sparse, Stat, Value};
-use crate::exec::relay;
-use crate::exec::step::{Feed, Step};
+use crate::exec::step::Step;
 
 /// `LCM_STATE`s in which oned moves nothing: the host of the VM has failed.
 const FAULT_TOLERANCE: [u32; 2] = [60, 61];
@@ -124,18 +124,10 @@ impl Trip {
         let undo = [Op::Remove { path: staged.clone(), tree: true, must_exist: false }];
         let step = Step::new(&self.to.host, "Make the directory and its links", ops);
         cx.apply(step.undo(undo.into_iter().chain(self.folder.leave())).or_say(failure))?;
-        for node in self.files() {
-            let from = self.from.dir.join(&node.path);
-            let reader: Box<dyn std::io::Read + Send> = if cx.is_real() {
-                Box::new(relay::file_of(&self.from.host, &from, &cx.control).with_context(|| failure.to_owned())?)
-            } else {
-                Box::new(std::io::empty())
-            };
-            let to = staged.join(&node.path);
-            let ops = [Op::Receive { path: to.clone(), sparse: Sparse::Holes }, Op::Sync { path: to }];
-            let what = format!("Stream {} through the front-end", from.display());
-            cx.apply(Step::new(&self.to.host, what, ops).or_say(failure).feed(Feed::Stream(reader)))?;
-        }
+        let loads = self.files().map(|node| Load { from: self.from.dir.join(&node.path), to: staged.join(&node.path) });
+        let loads: Vec<Load> = loads.collect();
+        let trip = Journey { from: &self.from.host, to: &self.to.host, sparse: Sparse::Holes };
+        journey::carry(cx, &trip, &loads, failure)?;
         if cx.is_real() {
             let arrived =
                 cx.ask(&self.to.host, Op::Tree { path: staged, depth: DEPTH }).with_context(|| failure.to_owned())?;
