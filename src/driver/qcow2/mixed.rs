@@ -16,7 +16,7 @@ use crate::context::Cx;
 use crate::driver::common::args::{Disk, lock_of, plain_number};
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
-use crate::driver::common::layers::{HEAD, Layer, Layers, data_format, layer};
+use crate::driver::common::layers::{HEAD, Layer, Layers, data_format, judged};
 use crate::driver::common::trees::drop_old;
 use crate::driver::{Reply, TmRequest};
 use crate::exec::op::{FileKind, Op, Sparse, Value};
@@ -93,10 +93,20 @@ pub fn ln(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     Ok(Reply::Nothing)
 }
 
-/// `K` or `K.current`: what belongs to a chain of layers.
+/// `K`, `K.current` or `K.deleting`: what belongs to a chain of layers. Without the last a snapshot that is half deleted
+/// would be taken for a whole one at the other end.
 fn is_layer_name(name: &OsStr) -> bool {
     let name = name.to_str().unwrap_or_default();
-    plain_number(name.strip_suffix(".current").unwrap_or(name)).is_some()
+    let marked = [".current", ".deleting"].into_iter().find_map(|suffix| name.strip_suffix(suffix));
+    plain_number(marked.unwrap_or(name)).is_some()
+}
+
+/// An answer that is the beginning of a file; nothing where there is none.
+fn bytes(answer: &Value) -> &[u8] {
+    match answer {
+        Value::Bytes(bytes) => bytes,
+        _ => &[],
+    }
 }
 
 /// How a layer is named by the one that stands on it: through the link of the directory to itself.
@@ -196,7 +206,7 @@ impl<'d> Back<'d> {
             .layers
             .iter()
             .map(|(name, _)| name.clone())
-            .filter(|name| !name.as_bytes().ends_with(b".current"))
+            .filter(|name| name.to_str().and_then(plain_number).is_some())
             .collect();
         let mut questions: Vec<Op> = numbered.iter().map(|name| Op::Head { path: dir.join(name), len: HEAD }).collect();
         if self.file.is_some() {
@@ -205,10 +215,10 @@ impl<'d> Back<'d> {
         let heads = cx.query(host, questions)?;
         let mut seen: Vec<(OsString, Layer)> = Vec::new();
         for (name, head) in numbered.iter().zip(&heads) {
-            seen.push((name.clone(), layer(cx, host, dir.join(name), None, head.clone(), None)?));
+            seen.push((name.clone(), judged(cx, host, &dir.join(name), None, bytes(head))?));
         }
         if let (Some(size), Some(head)) = (self.file, heads.get(numbered.len())) {
-            let own = layer(cx, host, self.disk.path.clone(), None, head.clone(), Some(size))?;
+            let own = judged(cx, host, &self.disk.path, Some(size), bytes(head))?;
             if let Some(backing) = own.backing {
                 bail!(
                     "{} is a file that stands on {}, which no image may",

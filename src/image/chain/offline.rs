@@ -393,24 +393,6 @@ impl Chain {
         let virtual_size = self.layers.get(&file).and_then(|layer| layer.header.virtual_size);
         Ok(Source { path: self.path(&file), format: self.format(&file), virtual_size, layered })
     }
-
-    /// Plans what puts a disk right that was moved with its folder while its layers name their siblings by the old path
-    /// (as upstream's powered-off delete leaves them): only names change.
-    ///
-    /// # Errors
-    /// See [`Refusal`]: the names may still lead to files, at the old place.
-    pub fn repoint(&self) -> Result<Plan, Refusal> {
-        let mut plan = Plan::default();
-        for finding in self.findings() {
-            let Finding::OtherRoot { file, here, .. } = finding else { continue };
-            let (Some(layer), Some(here)) = (self.locate(file), self.locate(here)) else { continue };
-            if self.layers.contains_key(&layer) {
-                let onto = Some((self.backing_name(&here), self.format(&here).to_owned()));
-                plan.push(Step::Rebase { file: file.clone(), onto, copy: false });
-            }
-        }
-        Ok(plan)
-    }
 }
 
 /// The files that a plan removes.
