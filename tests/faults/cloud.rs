@@ -6,6 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
@@ -116,6 +117,20 @@ impl Cloud {
         let plain: Vec<&str> = said.lines().filter(|line| !is_log(line)).collect();
         assert_eq!(plain.len(), 1, "{action}: {said}");
         plain[0].to_owned()
+    }
+
+    /// Waits until nothing of a killed action runs any more: the host notices a little later.
+    pub fn settle(&self) {
+        let me = self.root.path().as_os_str().as_encoded_bytes();
+        let ours = |entry: &fs::DirEntry| {
+            let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
+            environ.windows(me.len()).any(|part| part == me)
+        };
+        let until = Instant::now() + Duration::from_secs(20);
+        while fs::read_dir("/proc").expect("proc").flatten().any(|entry| ours(&entry)) {
+            assert!(Instant::now() < until, "a killed action runs on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Gives the host a program, as a script of sh.

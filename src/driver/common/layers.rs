@@ -215,7 +215,8 @@ impl Layers {
         Ok(found)
     }
 
-    /// The numbered layers that stand on another one: number, path of that, and its format as QEMU has it.
+    /// The numbered layers that stand on another one: number, path of that, and its format as QEMU has it. The image itself
+    /// stands among the layers as [`Layers::first`], or as the link to it.
     ///
     /// # Errors
     /// A chain that leads outside; excluded by [`Layers::read`].
@@ -223,13 +224,33 @@ impl Layers {
         let mut found = Vec::new();
         for (id, one) in self.snapshots.iter().filter(|(_, one)| one.link.is_none()) {
             if let Some(below) = self.below(one)? {
-                // The image itself stands among the layers as the link to it.
                 let link = self.snapshots.values().find(|layer| layer.link.as_ref() == Some(&below.path));
-                let path = link.map_or(&below.path, |link| &link.path);
-                found.push((*id, path.clone(), data_format(below.format)));
+                let path = match link {
+                    Some(link) => link.path.clone(),
+                    None if below.path == self.files.image => self.files.snapshot(0),
+                    None => below.path.clone(),
+                };
+                found.push((*id, path, data_format(below.format)));
             }
         }
         Ok(found)
+    }
+
+    /// The number under which the image itself has to stand among its layers where they are copied: nothing where it does
+    /// already. Once its first snapshot is deleted, the next layer names the image and no link to it is left.
+    ///
+    /// # Errors
+    /// The number is taken by another file.
+    pub fn first(&self) -> Result<Option<u32>> {
+        if self.snapshots.values().any(|layer| layer.link.as_ref() == Some(&self.files.image))
+            || self.above(&self.image)?.is_empty()
+        {
+            return Ok(None);
+        }
+        match self.snapshots.get(&0) {
+            None => Ok(Some(0)),
+            Some(layer) => bail!("{} is in the place of {}", layer.path.display(), self.files.image.display()),
+        }
     }
 
     /// The `.current` file of snapshot `id`, if there is one.

@@ -111,7 +111,15 @@ pub fn run(cx: &Cx<'_>, request: &TmRequest, keeping: Keeping, act: Act) -> Resu
     if let Some(note) = &plan.note {
         cx.warn(note);
     }
-    for phase in chains::phases(&plan, &staging) {
+    let phases = chains::phases(&plan, &staging);
+    if phases.is_empty() && !reading.staged.is_empty() {
+        // All is done already, but what a killed run left.
+        let ops = staging.prepare(&reading.staged).into_iter().chain(staging.leave());
+        cx.apply(
+            Step::new(host, "Clear away what a run left that was killed", ops).undo(staging.leave()).best_effort(),
+        )?;
+    }
+    for phase in phases {
         let files = match (phase, &running) {
             (Phase::Files(files), _) => files,
             (Phase::Domain(step), Some(running)) => {

@@ -70,6 +70,9 @@ pub fn ln(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         ops.push(copy(image.files.snapshots().join(name), staged.join(name)));
     }
     if let Some(layers) = &layers {
+        if let Some(first) = layers.first()? {
+            ops.push(copy(image.files.image.clone(), staged.join(first.to_string())));
+        }
         for (id, below, format) in layers.numbered()? {
             let backing = own_name(&to.name(), &below);
             ops.push(Op::Run(qemu_img::rebase(&staged.join(id.to_string()), Some(&backing), format, false)));

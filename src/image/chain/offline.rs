@@ -67,16 +67,18 @@ impl Chain {
     }
 
     fn create_copy(&self, k: u32, active: &Node) -> Result<Plan, Refusal> {
-        let to = self.path(&Node::number(k));
-        if self.layers.contains_key(&Node::number(k)) || self.moved.contains_key(&k) {
-            return Err(Refusal::Exists(to));
-        }
+        let node = Node::number(k);
+        let to = self.path(&node);
         let mut plan = Plan::default();
         self.make_folder(&mut plan);
-        plan.push_with(
-            Step::PutCopy { from: self.path(&self.behind(active)), to: to.clone() },
-            Step::Remove { file: to },
-        );
+        let copy = Step::PutCopy { from: self.path(&self.behind(active)), to: to.clone() };
+        match self.layers.get(&node) {
+            _ if self.moved.contains_key(&k) => return Err(Refusal::Exists(to)),
+            None => plan.push_with(copy, Step::Remove { file: to }),
+            // A copy that nobody was told of: oned asks for one that it does not have.
+            Some(layer) if layer.alias.is_none() && self.dependents(&node).is_empty() => plan.push(copy),
+            Some(_) => return Err(Refusal::Exists(to)),
+        }
         Ok(plan)
     }
 
