@@ -136,6 +136,10 @@ impl Row {
                 budget: format!("≤ {ms} ms"),
                 kept: ours.and_then(Series::wall).map(|wall| wall * 1000.0 <= ms),
             },
+            Budget::Cpu(ms) => Verdict {
+                budget: format!("≤ {ms} ms CPU"),
+                kept: ours.and_then(Series::cpu).map(|cpu| cpu * 1000.0 <= ms),
+            },
             Budget::Children(n) => Verdict {
                 budget: format!("≤ {n} child"),
                 kept: ours.and_then(Series::children).map(|children| children <= n),

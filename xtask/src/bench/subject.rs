@@ -1,7 +1,10 @@
 //! What is measured, and what it may cost: one table.
 
-use super::files::Source::{self, Dense1G, Dense8G, Dense64M, Dense256M, Dense1536M, Sparse1G, Sparse8T};
+use super::files::Source::{
+    self, Dense1G, Dense2G, Dense8G, Dense64M, Dense256M, Dense512M, Dense1536M, Sparse1G, Sparse8T,
+};
 use super::lab::Ground::{self, Reflink, Work};
+use super::vm::Act;
 
 /// Memory budget of every action, bytes.
 pub const PEAK: u64 = 64 << 20;
@@ -37,6 +40,8 @@ pub enum Class {
     Short,
     /// Bytes are copied.
     Data,
+    /// A VM's disk on a host is changed, which needs ssh and `qemu-img`.
+    Disk,
 }
 
 /// The work of one call.
@@ -70,6 +75,19 @@ pub enum Job {
     Clone(Source),
     /// `fs/mkfs` of an empty datablock of 10 GiB.
     Mkfs(&'static str),
+    /// `monitor` of a system datastore with many VMs, whose disks monitord is told.
+    MonitorVms(Key),
+    /// What a transfer manager does with a disk.
+    Vm(Act),
+}
+
+/// Whether monitord has a public key, with which what it is told is encrypted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Key {
+    /// It has none, as OpenNebula is installed.
+    None,
+    /// RSA, 2048 bits.
+    Rsa,
 }
 
 /// A plain tool that does the same work.
@@ -99,6 +117,12 @@ pub enum Tool {
     QemuImgInfo,
     /// `qemu-img create`.
     QemuImgCreate,
+    /// The part of a transfer manager's action that nobody can do without, by ssh.
+    OnHost(Act),
+    /// The same, then `sync` of the disk.
+    OnHostSync(Act),
+    /// Ours, for another image.
+    Ours(Act),
 }
 
 impl Tool {
@@ -117,6 +141,9 @@ impl Tool {
             Self::Gunzip => "gunzip alone",
             Self::QemuImgInfo => "qemu-img info",
             Self::QemuImgCreate => "qemu-img create",
+            Self::OnHost(act) => act.tool_name(),
+            Self::OnHostSync(_) => "the same; sync FILE",
+            Self::Ours(_) => "ours, of 64 MiB",
         }
     }
 }
@@ -126,6 +153,8 @@ impl Tool {
 pub enum Budget {
     /// Median of the wall time, milliseconds.
     Wall(f64),
+    /// Median of the CPU time of all processes, milliseconds.
+    Cpu(f64),
     /// Child processes.
     Children(usize),
     /// The median of the other tree's time by ours is at least this.
@@ -166,6 +195,29 @@ const fn reflink(name: &'static str, what: &'static str, entry: &'static str, jo
         tools: &[Tool::CpReflink],
         budgets: &[Budget::Wall(15.0)],
         ..data(name, what, entry, job)
+    }
+}
+
+/// On a disk of a VM: the command that nobody can do without, by ssh in the same rounds, is the measure.
+const fn disk(
+    name: &'static str,
+    what: &'static str,
+    entry: &'static str,
+    act: Act,
+    tools: &'static [Tool],
+) -> Subject {
+    Subject { class: Class::Disk, tools, budgets: &[Budget::ByTool(3.0)], ..short(name, what, entry, Job::Vm(act)) }
+}
+
+const fn raw_clone(name: &'static str, what: &'static str, act: Act, tools: &'static [Tool]) -> Subject {
+    Subject { class: Class::Data, budgets: &[Budget::ByTool(1.1)], ..disk(name, what, "tm/qcow2/clone", act, tools) }
+}
+
+const fn monitor_vms(name: &'static str, what: &'static str, key: Key) -> Subject {
+    Subject {
+        slow: true,
+        budgets: &[Budget::Cpu(250.0), Budget::Children(0)],
+        ..short(name, what, "tm/qcow2/monitor", Job::MonitorVms(key))
     }
 }
 
@@ -263,6 +315,54 @@ pub static SUBJECTS: &[Subject] = &[
         tools: &[Tool::QemuImgCreate],
         ..data("fs/mkfs-raw", "datablock of 10 GiB, raw", "datastore/fs/mkfs", Job::Mkfs("raw"))
     },
+    monitor_vms("qcow2/monitor", "1,000 VMs × 3 disks × 2 snapshots", Key::None),
+    monitor_vms("qcow2/monitor-key", "the same, encrypted for monitord (RSA)", Key::Rsa),
+    disk("qcow2/clone", "an overlay on a qcow2 image", "tm/qcow2/clone", Act::Clone, &[Tool::OnHost(Act::Clone)]),
+    disk("qcow2/ln", "a persistent qcow2 image", "tm/qcow2/ln", Act::Ln, &[Tool::OnHost(Act::Ln)]),
+    disk(
+        "qcow2/snap_create",
+        "above two layers, VM off",
+        "tm/qcow2/snap_create",
+        Act::SnapCreate,
+        &[Tool::OnHost(Act::SnapCreate)],
+    ),
+    disk(
+        "qcow2/snap_revert",
+        "to the first of two snapshots",
+        "tm/qcow2/snap_revert",
+        Act::SnapRevert,
+        &[Tool::OnHost(Act::SnapRevert)],
+    ),
+    disk(
+        "qcow2/snap_delete",
+        "the second of two snapshots, VM off",
+        "tm/qcow2/snap_delete",
+        Act::SnapDelete,
+        &[Tool::OnHost(Act::SnapDelete)],
+    ),
+    disk("qcow2/resize", "to 20 GiB, VM off", "tm/qcow2/resize", Act::Resize, &[Tool::OnHost(Act::Resize)]),
+    Subject {
+        ground: Reflink,
+        budgets: &[Budget::ByTool(1.5)],
+        ..raw_clone(
+            "qcow2/clone-reflink-2G",
+            "raw, 2 GiB of data, xfs",
+            Act::CloneRaw(Dense2G),
+            &[Tool::Ours(Act::CloneRaw(Dense64M))],
+        )
+    },
+    raw_clone(
+        "qcow2/clone-raw-64M",
+        "raw, 1 GiB with 64 MiB of data",
+        Act::CloneRaw(Sparse1G),
+        &[Tool::OnHost(Act::CloneRaw(Sparse1G)), Tool::OnHostSync(Act::CloneRaw(Sparse1G))],
+    ),
+    raw_clone(
+        "qcow2/clone-raw-512M",
+        "raw, 512 MiB of data",
+        Act::CloneRaw(Dense512M),
+        &[Tool::OnHost(Act::CloneRaw(Dense512M)), Tool::OnHostSync(Act::CloneRaw(Dense512M))],
+    ),
 ];
 
 /// Whether `name` matches a pattern with `*` and `?`.
