@@ -396,6 +396,11 @@ fn a_host_is_asked_once_and_changed_once() {
     for (action, words) in all {
         assert_eq!(cloud.scripts(action, &words), 2, "{action}");
     }
+    // However many layers there are.
+    cloud.layered("disk.0");
+    let snapshot = "<SNAPSHOT><ID>0</ID></SNAPSHOT>";
+    cloud.vm(&format!("<SNAPSHOTS><DISK_ID>0</DISK_ID>{snapshot}</SNAPSHOTS>"));
+    assert_eq!(cloud.scripts("resize", &["node1:{ds}/103/7/disk.0", "8", "7", "1"]), 2);
     assert_eq!(cloud.scripts("delete", &["node1:{ds}/104/7", "7", "104"]), 1);
     assert!(!Path::new(&cloud.path("ds/104/7")).exists());
 }

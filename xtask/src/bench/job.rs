@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::cloud::{self, Monitord};
 use super::files::Source;
+use super::floor;
 use super::host;
 use super::lab::{Lab, Sandbox, Tree, Who};
 use super::measure::{Call, helper};
@@ -178,8 +179,12 @@ fn of_vm(
     let (program, args) = match tool {
         None | Some(Tool::Ours(_)) => (program, vm.args()),
         Some(tool) => {
-            let more = if matches!(tool, Tool::OnHostSync(_)) { "sync" } else { "" };
-            let words = [host.words(), vec![host::NAME.into(), vm.command(more).into()]].concat();
+            let command = match tool {
+                Tool::OnHostSync(_) => vm.command("sync"),
+                Tool::OnHostFloor(_) => vm.durable_copy(&own_program()?),
+                _ => vm.command(""),
+            };
+            let words = [host.words(), vec![host::NAME.into(), command.into()]].concat();
             (PathBuf::from("ssh"), words[1..].to_vec())
         }
     };
@@ -233,6 +238,11 @@ fn victim(sandbox: &Sandbox) -> PathBuf {
     sandbox.base().join("0123456789abcdef0123456789abcdef")
 }
 
+/// This program, which is a contestant of its own.
+fn own_program() -> Result<PathBuf> {
+    std::env::current_exe().context("Cannot tell where this program lies")
+}
+
 /// The file that a plain tool writes.
 fn product(sandbox: &Sandbox) -> PathBuf {
     sandbox.base().join("product")
@@ -244,7 +254,7 @@ fn product(sandbox: &Sandbox) -> PathBuf {
 /// The sandbox cannot be made.
 pub fn of_tool(lab: &Lab, subject: &Subject, prepared: &Prepared, tool: Tool) -> Result<Runner> {
     let nothing = Tree { who: Who::Tool, remotes: lab.scratch().to_owned() };
-    if let Tool::OnHost(act) | Tool::OnHostSync(act) | Tool::Ours(act) = tool {
+    if let Tool::OnHost(act) | Tool::OnHostSync(act) | Tool::OnHostFloor(act) | Tool::Ours(act) = tool {
         let ours = lab.trees.iter().find(|tree| tree.who == Who::Drivers).unwrap_or(&nothing);
         // Its own, for it may have another image.
         let sandbox = lab.sandbox_named(subject.ground, &format!("tool-{act:?}"), &ours.remotes)?;
@@ -261,6 +271,7 @@ pub fn of_tool(lab: &Lab, subject: &Subject, prepared: &Prepared, tool: Tool) ->
     };
     let (program, args) = match tool {
         Tool::CpSparse => (PathBuf::from("cp"), vec![word("--sparse=always"), image.into(), out.clone().into()]),
+        Tool::Floor => (own_program()?, vec![word(floor::VERB), image.into(), out.clone().into()]),
         Tool::CpReflink => (PathBuf::from("cp"), vec![word("--reflink=always"), image.into(), out.clone().into()]),
         Tool::CpSparseSync => script("cp --sparse=always \"$1\" \"$2\" && sync \"$2\"", image.into()),
         Tool::Dd(_) => script(
@@ -280,7 +291,7 @@ pub fn of_tool(lab: &Lab, subject: &Subject, prepared: &Prepared, tool: Tool) ->
             let args = ["create", "-q", "-f", format].map(OsString::from);
             (PathBuf::from("qemu-img"), [args.as_slice(), &[out.clone().into(), size.into()]].concat())
         }
-        Tool::OnHost(_) | Tool::OnHostSync(_) | Tool::Ours(_) => bail!("It needs a host"),
+        Tool::OnHost(_) | Tool::OnHostSync(_) | Tool::OnHostFloor(_) | Tool::Ours(_) => bail!("It needs a host"),
     };
     let call = Call { program, args, env: sandbox.env(), cwd: sandbox.var(), stdin: None };
     Ok(Runner { who: Who::Tool, tool: Some(tool), call, sandbox, job: subject.job, vm: None, monitord: None })

@@ -4,12 +4,13 @@
 //!
 //! # Layout
 //! `subject` says what is measured and what it may cost; `job` turns that into commands inside the `lab` (on an `xfs`
-//! where needed, with `files`, `payload` and a `server`; `vm` and `cloud` on a `host`); `measure` runs one; `result`,
+//! where needed, with `files`, `payload` and a `server`; `vm` and `cloud` on a `host`, `floor` as a measure); `measure` runs one; `result`,
 //! `report` and `chart` tell.
 
 mod chart;
 mod cloud;
 mod files;
+pub mod floor;
 mod host;
 mod job;
 mod lab;

@@ -151,6 +151,14 @@ impl Row {
                 budget: format!("≤ {n} × the tool"),
                 kept: tool.and_then(|tool| self.by_tool(tool)).map(|by| by <= n),
             },
+            Budget::ByFloor(n) => {
+                let is_floor = |s: &&Series| matches!(s.tool, Some(Tool::Floor | Tool::OnHostFloor(_)));
+                let floor = self.tools().find(is_floor);
+                Verdict {
+                    budget: format!("≤ {n} × the floor"),
+                    kept: floor.and_then(|floor| self.by_tool(floor)).map(|by| by <= n),
+                }
+            }
             Budget::BySlowest(n) => {
                 Verdict { budget: format!("≤ {n} × the slowest tool"), kept: self.by_slowest().map(|by| by <= n) }
             }

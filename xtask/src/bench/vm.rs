@@ -10,9 +10,9 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, bail};
 
 use super::files::Source;
-use super::host;
 use super::lab::Sandbox;
 use super::measure::helper;
+use super::{floor, host};
 use crate::conformance::sandbox::stand_in;
 
 /// Virtual size of the image and its overlays, MiB.
@@ -50,7 +50,7 @@ impl Act {
         match self {
             Self::Clone | Self::SnapCreate | Self::SnapRevert => "ssh HOST qemu-img create",
             Self::CloneRaw(_) => "ssh HOST cp --sparse=always",
-            Self::Ln => "ssh HOST ln -s",
+            Self::Ln => "ssh HOST qemu-img info; ln -s",
             Self::SnapDelete => "ssh HOST qemu-img rebase",
             Self::Resize => "ssh HOST qemu-img resize",
         }
@@ -122,12 +122,18 @@ impl Vm {
             Act::Ln => ("qcow2", "NO", SIZE),
             _ => ("qcow2", "YES", SIZE),
         };
+        let snapshots = if self.act.has_layers() {
+            let each = "<SNAPSHOT><ID>0</ID></SNAPSHOT><SNAPSHOT><ID>1</ID></SNAPSHOT>";
+            format!("<SNAPSHOTS><DISK_ID>0</DISK_ID><NEXT_SNAPSHOT>2</NEXT_SNAPSHOT>{each}</SNAPSHOTS>")
+        } else {
+            String::new()
+        };
         let vm = format!(
             "<VM><ID>7</ID><UID>0</UID><GID>0</GID><NAME>bench</NAME><STATE>8</STATE><LCM_STATE>0</LCM_STATE>\
              <DEPLOY_ID>one-7</DEPLOY_ID><TEMPLATE><DISK><CLONE>{clone}</CLONE><DATASTORE_ID>1</DATASTORE_ID>\
              <DISK_ID>0</DISK_ID><DISK_TYPE>FILE</DISK_TYPE><DRIVER>{format}</DRIVER><FORMAT>{format}</FORMAT>\
              <IMAGE_ID>5</IMAGE_ID><ORIGINAL_SIZE>{mib}</ORIGINAL_SIZE><SIZE>{mib}</SIZE>\
-             <SOURCE><![CDATA[{}]]></SOURCE><TARGET>vda</TARGET><TM_MAD>qcow2</TM_MAD><TYPE>FILE</TYPE></DISK></TEMPLATE>\
+             <SOURCE><![CDATA[{}]]></SOURCE><TARGET>vda</TARGET><TM_MAD>qcow2</TM_MAD><TYPE>FILE</TYPE></DISK></TEMPLATE>{snapshots}\
              <HISTORY_RECORDS><HISTORY><OID>7</OID><SEQ>0</SEQ><HOSTNAME>{}</HOSTNAME><HID>0</HID><DS_ID>103</DS_ID>\
              <VM_MAD>kvm</VM_MAD><TM_MAD>qcow2</TM_MAD></HISTORY></HISTORY_RECORDS></VM>\n",
             self.image().display(),
@@ -185,7 +191,11 @@ impl Vm {
         let command = match self.act {
             Act::Clone => create(&quoted(self.image()), self.disk()),
             Act::CloneRaw(_) => format!("cp --sparse=always {} {}", quoted(self.image()), quoted(self.disk())),
-            Act::Ln => format!("ln -s {} {}", quoted(self.image()), quoted(self.disk())),
+            // What kind of image it is has to be known first.
+            Act::Ln => {
+                let (image, disk) = (quoted(self.image()), quoted(self.disk()));
+                format!("qemu-img info {image} >/dev/null && ln -s {image} {disk}")
+            }
             Act::SnapCreate => create("disk.0.snap/2", self.layer(3)),
             Act::SnapRevert => create("disk.0.snap/0", self.layer(3)),
             Act::SnapDelete => {
@@ -194,6 +204,12 @@ impl Vm {
             Act::Resize => format!("qemu-img resize -q -f qcow2 {} {LARGER}M", quoted(self.layer(2))),
         };
         if more.is_empty() { command } else { format!("{command} && {more} {}", quoted(self.disk())) }
+    }
+
+    /// [`floor`] on the host.
+    pub fn durable_copy(&self, program: &Path) -> String {
+        let [program, image, disk] = [program, &self.image(), &self.disk()].map(|path| format!("'{}'", path.display()));
+        format!("{program} {} {image} {disk}", floor::VERB)
     }
 
     /// Lays the VM's directory out as it is before the action.
