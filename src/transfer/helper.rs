@@ -144,6 +144,7 @@ impl Helpers {
             shown: format!("{} {}", program.display(), redact(location)),
             also_ok: Vec::new(),
             hidden: Some(&self.action_data).filter(|data| !data.reveal().is_empty()).cloned().into_iter().collect(),
+            on_leash: true,
         };
         let opened = Stream::start(Job { spawn, protocol }, control);
         Some(opened.map(|stream| (stream, protocol != Protocol::Commands)))

@@ -84,7 +84,7 @@ impl Export {
         let words: Vec<String> = words.iter().map(|word| quote(OsStr::new(word))).collect();
         argv.push(words.join(" ").into());
         let shown = format!("rbd export of {}", redact(location));
-        let spawn = Spawn { argv, env: Vec::new(), shown, also_ok: Vec::new(), hidden: Vec::new() };
+        let spawn = Spawn { argv, env: Vec::new(), shown, also_ok: Vec::new(), hidden: Vec::new(), on_leash: true };
         let control = control.clone();
         Relay::start(move |mut writer| {
             let io = ProcessIo { stdin: Stdin::Null, stdout: Stdout::Writer(&mut writer) };

@@ -109,6 +109,7 @@ impl Host for OpenSsh {
             shown: format!("ssh {}", self.name),
             also_ok: Vec::new(),
             hidden: secrets(script),
+            on_leash: true,
         };
         let mut outgoing = Outgoing::new(delivery, io.input);
         let stdout = match io.output {

@@ -25,8 +25,8 @@ mod payload;
 mod process;
 mod report;
 mod run;
-mod sandbox;
-mod sshd;
+pub mod sandbox;
+pub mod sshd;
 #[cfg(test)]
 mod tests;
 mod vars;

@@ -122,7 +122,7 @@ impl Sandbox {
 }
 
 /// A command that answers `show ID`, `list --csv` and `list` from the directory of objects.
-fn stand_in(kind: &str, oned: &Path) -> String {
+pub fn stand_in(kind: &str, oned: &Path) -> String {
     format!(
         "#!/bin/sh\nlist=0 csv=0 json=0 id=\nfor word in \"$@\"; do\n  case $word in\n    list) list=1 ;;\n    \
          --csv) csv=1 ;;\n    -j|--json) json=1 ;;\n    *[!0-9]*) ;;\n    *) id=$word ;;\n  esac\ndone\ncd '{}' || exit 255\n\

@@ -25,6 +25,11 @@ impl Sshd {
     ///
     /// Fails if OpenSSH's server is not installed or does not start within five seconds.
     pub fn start() -> Result<Self> {
+        Self::start_with(&[], "")
+    }
+
+    /// The same with further variables of every session, and further lines of the client's configuration for all hosts.
+    pub fn start_with(env: &[(&str, String)], client_lines: &str) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("kit-sshd-").tempdir()?;
         let at = |name: &str| dir.path().join(name);
         for key in ["host", "client"] {
@@ -40,9 +45,10 @@ impl Sshd {
         fs::copy(at("client.pub"), at("authorized"))?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let name = |file: &str| at(file).display().to_string();
+        let env: String = env.iter().map(|(name, value)| format!(" {name}={value}")).collect();
         let server = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\n\
-             UsePAM no\nSetEnv ONESTORE_LOCK_DIR={}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
+             UsePAM no\nSetEnv ONESTORE_LOCK_DIR={}{env}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
             name("host"),
             name("authorized"),
             name("locks")
@@ -53,7 +59,7 @@ impl Sshd {
         let client = format!(
             "Host bridge1 bridge2\n  Port {port}\nHost deadbridge\n  Port 1\nHost *\n  HostName 127.0.0.1\n  \
              IdentityFile {}\n  IdentitiesOnly yes\n  UserKnownHostsFile {}\n  GlobalKnownHostsFile /dev/null\n  \
-             StrictHostKeyChecking yes\n  BatchMode yes\n  LogLevel ERROR\n",
+             StrictHostKeyChecking yes\n  BatchMode yes\n  LogLevel ERROR\n{client_lines}",
             name("client"),
             name("known_hosts")
         );
@@ -82,9 +88,14 @@ impl Sshd {
         bail!("sshd does not answer: {}", log.trim());
     }
 
+    /// The client's configuration.
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("config")
+    }
+
     /// Writes the wrapper `ssh` (and the same for `scp`) into this directory, and the configuration into `home`.
     pub fn install(&self, bin: &Path, home: &Path) -> Result<()> {
-        let config = self.dir.path().join("config");
+        let config = self.config();
         for name in ["ssh", "scp"] {
             let text = format!("#!/bin/sh\nexec /usr/bin/{name} -F '{}' \"$@\"\n", config.display());
             fs::write(bin.join(name), text)?;
