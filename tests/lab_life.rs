@@ -63,7 +63,7 @@ fn rest(vm: &mut Vm<'_>, mixed: bool) {
 #[test]
 #[ignore = "needs root, libvirt, QEMU"]
 fn on_shared_storage() {
-    lab(Layout::default(), |lab| {
+    lab(Layout { memory: true, ..Layout::default() }, |lab| {
         lab.sync_agent();
         let mut vm = Vm::new(lab, "qcow2", false);
         vm.instantiate();
@@ -76,7 +76,7 @@ fn on_shared_storage() {
 #[test]
 #[ignore = "needs root, libvirt, QEMU"]
 fn on_storage_of_the_hosts() {
-    lab(Layout::default(), |lab| {
+    lab(Layout { memory: true, ..Layout::default() }, |lab| {
         let mut vm = Vm::new(lab, "shared", true);
         vm.instantiate();
         snapshots(&mut vm);

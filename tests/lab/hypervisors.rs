@@ -34,6 +34,8 @@ pub struct Layout {
     pub host_root: Option<&'static str>,
     /// Whether the shared folder is an xfs that can share blocks.
     pub reflink: bool,
+    /// Whether it is in memory: what else the machine's disk has to do, no test has to wait for.
+    pub memory: bool,
 }
 
 /// The cloud, seen from its front-end.
@@ -176,6 +178,11 @@ impl Lab {
             fs::File::create_new(&image).and_then(|file| file.set_len(512 << 20)).expect("an image");
             run(Command::new("mkfs.xfs").arg("-q").arg(&image));
             run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(lab.shared()));
+        }
+        if layout.memory {
+            for folder in [lab.shared(), lab.path("tmp")] {
+                run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=2g,mode=755", "tmpfs"]).arg(folder));
+            }
         }
         for (name, _) in HOSTS {
             lab.start_host(name);
@@ -321,8 +328,11 @@ impl Drop for Lab {
         for host in hosts {
             self.kill_host(host);
         }
-        if self.layout.reflink {
+        if self.layout.reflink || self.layout.memory {
             let _ = Command::new("umount").arg(self.shared()).status();
+        }
+        if self.layout.memory {
+            let _ = Command::new("umount").arg(self.path("tmp")).status();
         }
         let _ = Command::new("umount").arg(self.small()).status();
     }
