@@ -8,6 +8,8 @@
 mod hypervisors;
 #[path = "lab/life.rs"]
 mod life;
+#[path = "lab/remotes.rs"]
+mod remotes;
 #[path = "lab/writer.rs"]
 mod writer;
 

@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use crate::hypervisors::{FRONT, Lab};
+use crate::remotes::Remotes;
 use crate::writer;
 
 #[path = "life_look.rs"]
@@ -105,6 +105,7 @@ struct Line {
 /// The VM, and what is expected of it.
 pub struct Vm<'a> {
     lab: &'a Lab,
+    remotes: Remotes<'a>,
     mad: &'static str,
     /// `.ssh` where the hosts have system datastores of their own.
     suffix: &'static str,
@@ -135,20 +136,11 @@ impl<'a> Vm<'a> {
     pub fn new(lab: &'a Lab, mad: &'static str, mixed: bool) -> Self {
         let suffix = if mixed { ".ssh" } else { "" };
         let system = if mixed { 101 } else { 103 };
-        let (root, oned, var) = (lab.shared(), lab.path("oned"), lab.path("one/var"));
+        let root = lab.shared();
         for folder in [IMAGES, FILES, system].map(|id| root.join(id.to_string())) {
             fs::create_dir_all(folder).expect("makes");
         }
-        for folder in ["remotes/onestore", "remotes/tm", "remotes/datastore/fs", "vms/7"] {
-            fs::create_dir_all(var.join(folder)).expect("makes");
-        }
-        symlink(&root, var.join("datastores")).expect("links");
-        for folder in ["vm", "datastore"] {
-            fs::create_dir_all(oned.join(folder)).expect("makes");
-        }
-        let launch = Path::new(env!("CARGO_MANIFEST_DIR")).join("remotes/onestore/launch");
-        fs::copy(launch, var.join("remotes/onestore/launch")).expect("copies");
-        symlink(env!("CARGO_BIN_EXE_onestore"), var.join("remotes/onestore/onestore")).expect("links");
+        let remotes = Remotes::new(lab);
         for id in [IMAGES, FILES, system] {
             let own = if id == system && mixed { "ssh" } else { mad };
             let xml = format!(
@@ -157,9 +149,8 @@ impl<'a> Vm<'a> {
                 root.display(),
                 u32::from(id == system)
             );
-            fs::write(oned.join(format!("datastore/{id}.xml")), xml).expect("writes");
+            remotes.tell(&format!("datastore/{id}"), &xml);
         }
-        fs::write(oned.join("datastorepool.xml"), "<DATASTORE_POOL></DATASTORE_POOL>").expect("writes");
         if mixed {
             for host in ["host1", "host2"] {
                 let folder = root.join(system.to_string()).display().to_string();
@@ -168,6 +159,7 @@ impl<'a> Vm<'a> {
         }
         let mut vm = Self {
             lab,
+            remotes,
             mad,
             suffix,
             system,
@@ -339,20 +331,13 @@ impl<'a> Vm<'a> {
 
     /// One call as oned's drivers make it. Its words are a status line in the log, never an error or a warning.
     fn call(&mut self, entry: &str, args: &[String], stdin: Option<String>) -> String {
-        fs::write(self.lab.path("oned/vm/7.xml"), self.xml()).expect("writes");
-        let remotes = self.lab.path("one/var/remotes");
-        let link = remotes.join(entry);
-        if !link.exists() {
-            fs::create_dir_all(link.parent().expect("a folder")).expect("makes");
-            symlink("../../onestore/launch", &link).expect("links");
+        self.remotes.tell("vm/7", &self.xml());
+        let mut command = self.remotes.call(entry, args);
+        if stdin.is_some() {
+            command.stdin(Stdio::piped());
         }
-        let mut command = Command::new(&link);
-        command.args(args).env("ONE_LOCATION", self.lab.path("one")).env("LANG", "C").env_remove("ONESTORE_LOG");
-        command.env("ONESTORE_ONED", format!("dir:{}", self.lab.path("oned").display()));
-        command.env("ONESTORE_LOCK_DIR", self.lab.path("lock"));
-        command.stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() });
         let begun = Instant::now();
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        let mut child = command.spawn().expect("starts");
         if let (Some(mut pipe), Some(text)) = (child.stdin.take(), stdin) {
             // `mvds` and others read nothing.
             let _ = pipe.write_all(text.as_bytes());
