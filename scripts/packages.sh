@@ -14,6 +14,8 @@ set -euo pipefail
 export LC_ALL=C PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 POLICY=/usr/sbin/policy-rc.d
+# Where a kernel for guests is kept, and the modules that it needs.
+GUEST=/usr/local/share/onestore-lab
 
 # need TEST PACKAGE: one package (Debian's name), and the shell test that tells that it is there.
 MISSING=()
@@ -63,6 +65,11 @@ collect() {
         need 'has virsh' libvirt-clients
         need 'has ip' iproute2
         need 'has setpriv && has nsenter' util-linux
+        need 'has xorriso' xorriso
+        # A guest with an agent: see docs/lab.md.
+        need 'has busybox' busybox-static
+        need 'has qemu-ga' qemu-guest-agent
+        need "test -e $GUEST/vmlinuz" linux-image-cloud-amd64
         ;;
     *)
         echo "packages.sh: Unknown set '$1': build, musl, run, test and hypervisor exist" >&2
@@ -110,6 +117,27 @@ esac
 EOF
 }
 
+# A kernel for guests: only its files. Installed, it would bring systemd and make a ramdisk that nobody boots.
+kernel() {
+    cat <<'EOF'
+case " $* " in
+*' linux-image-cloud-amd64 '*)
+    for package in "$@"; do shift; [ "$package" = linux-image-cloud-amd64 ] || set -- "$@" "$package"; done
+    image=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    work=$(mktemp -d)
+    (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$image" && dpkg-deb -x ./*.deb files)
+    mkdir -p "$GUEST"/modules
+    for module in virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk virtio_console; do
+        find "$work/files/lib/modules" "$work/files/usr/lib/modules" -name "$module.ko*" -exec cp {} "$GUEST"/modules/ \; 2>/dev/null || true
+    done
+    xz -dqf "$GUEST"/modules/*.xz 2>/dev/null || true
+    cp "$work"/files/boot/vmlinuz-* "$GUEST"/vmlinuz.new
+    mv "$GUEST"/vmlinuz.new "$GUEST"/vmlinuz
+    rm -rf -- "$work" ;;
+esac
+EOF
+}
+
 as_root=()
 main() {
     local only_list=no set
@@ -135,11 +163,12 @@ main() {
         fi
     fi
     echo "Installing packages: ${MISSING[*]}" >&2
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive LC_ALL=C sh -c "set -e
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive LC_ALL=C GUEST="$GUEST" sh -c "set -e
 $(forbid_daemons)
 apt-get -qq update
 $(backports)
-apt-get -qq -y --no-remove --no-install-recommends -o Dpkg::Use-Pty=0 install \"\$@\" </dev/null
+$(kernel)
+[ \$# -eq 0 ] || apt-get -qq -y --no-remove --no-install-recommends -o Dpkg::Use-Pty=0 install \"\$@\" </dev/null
 [ -z \"\${dir-}\" ] || rm -rf -- \"\$dir\""  packages "${MISSING[@]}" >&2 || {
         echo "packages.sh: apt-get could not install ${MISSING[*]}: see above; install them by hand, then run this again" >&2
         exit 1
