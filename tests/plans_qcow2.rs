@@ -417,18 +417,12 @@ fn a_host_is_asked_once_and_changed_once() {
     let counted: Vec<_> = all.iter().map(|(action, words, _)| (*action, cloud.scripts(action, words))).collect();
     assert_eq!(counted, all.iter().map(|(action, _, scripts)| (*action, *scripts)).collect::<Vec<_>>());
     // However many layers there are.
-    for old in ["disk.0", "disk.0.snap"] {
-        let old = cloud.path(&format!("ds/103/7/{old}"));
-        if old.is_dir() {
-            fs::remove_dir_all(old).expect("removes")
-        } else {
-            let _ = fs::remove_file(old);
-        }
-    }
-    cloud.layered("disk.0");
+    let other = Cloud::new();
+    other.qcow2("ds/1/abc", None);
+    other.layered("disk.0");
     let snapshot = "<SNAPSHOT><ID>0</ID></SNAPSHOT>";
-    cloud.vm(&format!("<SNAPSHOTS><DISK_ID>0</DISK_ID>{snapshot}</SNAPSHOTS>"));
-    assert_eq!(cloud.scripts("resize", &["node1:{ds}/103/7/disk.0", "8", "7", "1"]), 2);
+    other.vm(&format!("<SNAPSHOTS><DISK_ID>0</DISK_ID>{snapshot}</SNAPSHOTS>"));
+    assert_eq!(other.scripts("resize", &[disk, "8", "7", "1"]), 2);
     fs::rename(cloud.path("ds/103/7"), cloud.path("ds/104/7")).expect("renames");
     assert_eq!(cloud.scripts("delete", &["node1:{ds}/104/7", "7", "104"]), 1);
     assert!(!Path::new(&cloud.path("ds/104/7")).exists());
