@@ -8,13 +8,18 @@ use anyhow::Result;
 use crate::context::Cx;
 use crate::exec::host::Host;
 use crate::exec::op::{Op, READ_LIMIT, Value};
-use crate::image::{self, Inspection, ReadAt, ReadError};
+use crate::image::{self, Inspection, Prefix, ReadAt, ReadError};
 
 /// Inspects the file `path` of `host`, header and trailer, in as many questions as its format needs.
 ///
 /// # Errors
 /// The host's answer when the file cannot be read.
 pub fn inspect(cx: &Cx<'_>, host: &Arc<dyn Host>, path: &Path, size: Option<u64>, head: Vec<u8>) -> Result<Inspection> {
+    // What is at hand mostly suffices; a header is looked for in more bytes than it has.
+    let seen = image::inspect(&mut Prefix::new(&head, size))?;
+    if seen.needs.is_none() {
+        return Ok(seen);
+    }
     Ok(image::inspect(&mut Remote { cx, host, path, size, head })?)
 }
 
