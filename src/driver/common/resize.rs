@@ -24,6 +24,9 @@ use crate::tool::qemu_img::{self, Growth};
 /// `LCM_STATE` of a VM whose hypervisor resizes the disk.
 const DISK_RESIZE: u32 = 62;
 
+/// Bytes of a layer's beginning that are asked for before it is known to be needed; a longer header costs a question more.
+const LAYER_HEAD: u64 = 8 << 10;
+
 /// Most layers that are asked for in that way.
 const MOST_LAYERS: usize = 32;
 
@@ -55,7 +58,7 @@ pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         Op::Head { path: disk.path.clone(), len: HEAD },
         Op::Head { path: origin.clone(), len: HEAD },
     ];
-    questions.extend(layers.iter().map(|path| Op::Head { path: path.clone(), len: HEAD }));
+    questions.extend(layers.iter().map(|path| Op::Head { path: path.clone(), len: LAYER_HEAD }));
     let mut answers = cx.query(&place.host, questions).with_context(|| failure.clone())?;
     let heads = answers.split_off(answers.len().min(4));
     let [link, stat, head, origin_head] = <[Value; 4]>::try_from(answers)
