@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Instant;
 
@@ -52,8 +52,13 @@ impl<'a> Vm<'a> {
         self.lab.shared().join(format!("103/7/disk.{number}"))
     }
 
+    /// The file that holds a snapshot.
     fn snapshot_file(&self, number: u32, k: u32) -> PathBuf {
-        self.lab.shared().join(format!("103/7/disk.{number}.snap/{k}"))
+        let folder = self.lab.shared().join(format!("103/7/disk.{number}.snap"));
+        match fs::read_to_string(folder.join(format!("{k}.current"))) {
+            Ok(text) => folder.join(Path::new(text.trim()).file_name().expect("a name")),
+            Err(_) => folder.join(k.to_string()),
+        }
     }
 
     fn start(&self) -> Linux<'a> {
@@ -101,8 +106,10 @@ impl<'a> Vm<'a> {
         self.lab.must("host1", &["mount", "--bind", own.to_str().expect("plain"), "/usr/bin/virsh"]);
     }
 
+    /// Takes it away: nothing may run it any more, also of a call that was killed.
     fn virsh_again(&self) {
-        self.lab.must("host1", &["umount", "/usr/bin/virsh"]);
+        let gone = within(60, || self.lab.on("host1", &["umount", "/usr/bin/virsh"]).status.success());
+        assert!(gone, "{}", self.lab.must("host1", &["ps", "-ef"]));
     }
 }
 
@@ -165,11 +172,11 @@ fn file_systems_are_frozen_by_the_agent_and_thawed_whatever_happens() {
             assert_eq!(linux.states(), (states, states));
             alive(&linux);
             lab.sync_agent();
-            // The layer that was made ready is taken, or made anew.
         }
         vm.virsh_again();
-        vm.must("snap_create_live", 0, &["1"], SNAPSHOT);
-        let (left, fourth) = judge(lab, "host1", &vm.snapshot_file(0, 1));
+        // oned never gives a number twice, also not one whose snapshot failed.
+        vm.must("snap_create_live", 0, &["3"], SNAPSHOT);
+        let (left, fourth) = judge(lab, "host1", &vm.snapshot_file(0, 3));
         assert!(left == Left::Clean && fourth > first, "{left:?} {first} {fourth}");
 
         // An agent that hangs: given up after VIRSH_TIMEOUT, and the guest stands still instead.

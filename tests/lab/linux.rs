@@ -16,8 +16,8 @@ const KERNEL: &str = "/usr/local/share/onestore-lab";
 
 /// In the order in which they depend on each other.
 const MODULES: [&str; 7] = [
-    "virtio",
     "virtio_ring",
+    "virtio",
     "virtio_pci_legacy_dev",
     "virtio_pci_modern_dev",
     "virtio_pci",
