@@ -89,9 +89,10 @@ impl<'a> Vm<'a> {
 
     #[track_caller]
     fn must(&self, action: &str, number: u32, words: &[&str], lcm: u32) -> String {
+        let begun = Instant::now();
         let done = self.command(action, number, words, lcm).output().expect("runs");
         let told = told(&done);
-        println!("{action} {number} {words:?}:\n{told}");
+        println!("{action} {number} {words:?}: {:?}\n{told}", begun.elapsed());
         assert!(done.status.success(), "{action} {number} {words:?}: {told}");
         told
     }
@@ -106,9 +107,12 @@ impl<'a> Vm<'a> {
         self.lab.must("host1", &["mount", "--bind", own.to_str().expect("plain"), "/usr/bin/virsh"]);
     }
 
-    /// Takes it away: nothing may run it any more, also of a call that was killed.
+    /// Takes it away: nothing may run it any more, also of a call that was killed. That takes its host a few seconds to
+    /// see, not the minute that virsh may take.
     fn virsh_again(&self) {
-        let gone = within(60, || self.lab.on("host1", &["umount", "/usr/bin/virsh"]).status.success());
+        let begun = Instant::now();
+        let gone = within(40, || self.lab.on("host1", &["umount", "/usr/bin/virsh"]).status.success());
+        println!("nothing runs the other virsh after {:?}", begun.elapsed());
         assert!(gone, "{}", self.lab.must("host1", &["ps", "-ef"]));
     }
 }
@@ -183,7 +187,9 @@ fn file_systems_are_frozen_by_the_agent_and_thawed_whatever_happens() {
         vm.remotes.kvmrc("export VIRSH_RETRIES=1\nexport VIRSH_TIMEOUT=3\n");
         let states = linux.states();
         linux.shell("killall -STOP qemu-ga");
+        let begun = Instant::now();
         assert!(within(60, || !linux.agent("guest-ping")));
+        println!("the agent hangs after {:?}", begun.elapsed());
         let told = vm.must("snap_create_live", 1, &["1"], SNAPSHOT);
         assert!(told.contains("suspending one-7 instead"), "{told}");
         assert_eq!((linux.states(), linux.domain.state().as_str()), (states, "running"));
