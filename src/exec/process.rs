@@ -194,7 +194,9 @@ fn limits_argv(limits: Limits) -> Vec<OsString> {
         argv = [vec!["prlimit".into()], options, vec!["--".into()]].concat();
     }
     if let Some(seconds) = limits.wall_seconds {
-        argv.extend(["timeout".into(), "-s".into(), "KILL".into(), format!("{seconds}s").into()]);
+        // In the group that it is started in: what ends a script whose connection is gone ends that group.
+        let words = ["timeout", "--foreground", "-s", "KILL"];
+        argv.extend(words.into_iter().map(Into::into).chain([format!("{seconds}s").into()]));
     }
     argv
 }

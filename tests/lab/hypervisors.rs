@@ -305,6 +305,12 @@ impl Lab {
              <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\
              <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
         );
+        self.start_domain(host, id, &xml, kind)
+    }
+
+    /// Starts the domain `one-<id>` of this description.
+    pub fn start_domain(&self, host: &str, id: u32, xml: &str, kind: Kind) -> Domain<'_> {
+        let name = format!("one-{id}");
         let file = self.path(&format!("{name}.xml"));
         fs::write(&file, xml).expect("writes");
         let file = file.display().to_string();
