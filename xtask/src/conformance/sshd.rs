@@ -45,7 +45,7 @@ impl Sshd {
         fs::copy(at("client.pub"), at("authorized"))?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let name = |file: &str| at(file).display().to_string();
-        let env: String = env.iter().map(|(name, value)| format!(" {name}={value}")).collect();
+        let env = env.iter().fold(String::new(), |all, (name, value)| all + " " + name + "=" + value);
         let server = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\n\
              UsePAM no\nSetEnv ONESTORE_LOCK_DIR={}{env}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
