@@ -10,7 +10,7 @@ use std::process::Command;
 #[allow(dead_code)]
 mod cloud;
 #[path = "transfer/tls.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::unwrap_used)]
 mod tls;
 
 use cloud::{Cloud, qemu_img, same};

@@ -87,14 +87,14 @@ impl Cloud {
         for layer in 0..=snapshots {
             let path = folder.join(layer.to_string());
             qemu_img(&["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", &backing], &[&path]);
-            self.write(&path, u64::from(layer), layer + 1);
+            Self::write(&path, u64::from(layer), layer + 1);
             backing = format!("{disk}.snap/{layer}");
         }
         symlink(format!("{disk}.snap/{snapshots}"), self.path(&format!("ds/103/7/{disk}"))).expect("the disk");
     }
 
     /// Has a guest write block `block` of a disk.
-    pub fn write(&self, disk: &Path, block: u64, pattern: u32) {
+    pub fn write(disk: &Path, block: u64, pattern: u32) {
         let write = format!("write -q -P {pattern} {}k 64k", block * 64);
         let ran = Command::new("qemu-io").args(["-f", "qcow2", "-c", &write]).arg(disk).output().expect("qemu-io");
         assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
