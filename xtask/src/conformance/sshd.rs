@@ -25,6 +25,11 @@ impl Sshd {
     ///
     /// Fails if OpenSSH's server is not installed or does not start within five seconds.
     pub fn start() -> Result<Self> {
+        Self::start_with("")
+    }
+
+    /// The same with further lines in the server's configuration; `{dir}` in them is the server's own directory.
+    pub fn start_with(more: &str) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("kit-sshd-").tempdir()?;
         let at = |name: &str| dir.path().join(name);
         for key in ["host", "client"] {
@@ -47,7 +52,8 @@ impl Sshd {
             name("authorized"),
             name("locks")
         );
-        fs::write(at("sshd_config"), server)?;
+        let more = more.replace("{dir}", &dir.path().display().to_string());
+        fs::write(at("sshd_config"), server + &more)?;
         let host_key = fs::read_to_string(at("host.pub"))?;
         fs::write(at("known_hosts"), format!("[127.0.0.1]:{port} {host_key}"))?;
         let client = format!(
@@ -80,6 +86,11 @@ impl Sshd {
         }
         let log = fs::read_to_string(started.dir.path().join("log")).unwrap_or_default();
         bail!("sshd does not answer: {}", log.trim());
+    }
+
+    /// The server's own directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Writes the wrapper `ssh` (and the same for `scp`) into this directory, and the configuration into `home`.
