@@ -325,7 +325,7 @@ impl<'a> Vm<'a> {
 
     /// The operation of the user that the following calls belong to, and the `LCM_STATE` of the VM meanwhile.
     pub fn begin(&mut self, operation: &str, lcm: u32) {
-        self.operation = operation.to_owned();
+        operation.clone_into(&mut self.operation);
         self.lcm = lcm;
     }
 

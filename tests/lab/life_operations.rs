@@ -68,7 +68,7 @@ impl Vm<'_> {
         let file = self.dir().join("deployment.0").display().to_string();
         self.hypervisor(&["create", &file]);
         self.state = State::Running;
-        if self.marks.get(&4).is_none() {
+        if !self.marks.contains_key(&4) {
             for number in [4, 5] {
                 self.mark(number);
             }
