@@ -162,7 +162,7 @@ fn basic(login: &str) -> Secret {
     Secret::new(format!("Basic {}", BASE64_STANDARD.encode(plain)))
 }
 
-fn unescape(text: &str) -> Vec<u8> {
+pub(super) fn unescape(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;

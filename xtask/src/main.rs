@@ -2,6 +2,7 @@
 
 mod bench;
 mod conformance;
+mod fuzz;
 
 use std::process::ExitCode;
 
@@ -22,12 +23,15 @@ enum Chore {
     Bench(bench::Options),
     /// Judge a tree of OpenNebula storage drivers against the cases in tests/conformance
     Conformance(conformance::Args),
+    /// Run the readers of outside bytes on bytes that libFuzzer finds
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().chore {
         Chore::Bench(options) => bench::run(&options),
         Chore::Conformance(args) => conformance::run(&args),
+        Chore::Fuzz(args) => fuzz::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

@@ -102,6 +102,29 @@ fn clean(path: &OsStr) -> Option<PathBuf> {
     (path.is_absolute() && !up).then(|| normalize(path))
 }
 
+/// The parts of `HOST:<datastores>/<datastore>/<vm>[/disk.N]`.
+pub(super) struct Parts<'a> {
+    pub(super) host: &'a str,
+    pub(super) root: PathBuf,
+    pub(super) datastore: u32,
+    pub(super) dir: PathBuf,
+    pub(super) name: Option<String>,
+}
+
+/// Takes an argument apart; `None` for what is no place of the VM.
+pub(super) fn parts(arg: &OsStr, vm: u32) -> Option<Parts<'_>> {
+    let (host, path) = split(arg);
+    let path = clean(path)?;
+    let is_file = |name: &str| matches!(name, "kernel" | "initrd") || disk_number(name).is_some();
+    let name = path.file_name().and_then(OsStr::to_str).filter(|name| is_file(name)).map(str::to_owned);
+    let dir = if name.is_some() { path.parent()? } else { &path };
+    let number = |dir: &Path| plain_number(dir.file_name()?.to_str()?);
+    let datastore = number(dir.parent()?)?;
+    let root = dir.parent()?.parent().filter(|root| root.parent().is_some())?;
+    let (root, dir) = (root.to_owned(), (number(dir) == Some(vm)).then(|| dir.to_owned())?);
+    Some(Parts { host: host?.to_str()?, root, datastore, dir, name })
+}
+
 /// A directory of a VM in a system datastore, or something directly in it.
 #[derive(Clone)]
 pub struct VmPlace {
@@ -125,16 +148,9 @@ impl VmPlace {
     fn new(cx: &Cx<'_>, arg: &OsStr, vm: u32) -> Result<Self> {
         let text = arg.to_string_lossy().into_owned();
         let bad = || Misuse(format!("Bad place {text:?}: it has to be HOST:<datastores>/<datastore>/{vm}[/disk.N]"));
-        let (Some(host), path) = split(arg) else { bail!(bad()) };
-        let path = clean(path).ok_or_else(bad)?;
-        let is_file = |name: &str| matches!(name, "kernel" | "initrd") || disk_number(name).is_some();
-        let name = path.file_name().and_then(OsStr::to_str).filter(|name| is_file(name)).map(str::to_owned);
-        let dir = if name.is_some() { path.parent().ok_or_else(bad)? } else { &path };
-        let number = |dir: Option<&Path>| plain_number(dir?.file_name()?.to_str()?);
-        let (Some(datastore), true) = (number(dir.parent()), number(Some(dir)) == Some(vm)) else { bail!(bad()) };
-        let root = dir.parent().and_then(Path::parent).filter(|root| root.parent().is_some()).ok_or_else(bad)?;
-        let host = cx.host(host.to_str().ok_or_else(bad)?).map_err(|e| Misuse(format!("{e:#}")))?;
-        Ok(Self { host, root: root.to_owned(), datastore, vm, dir: dir.to_owned(), name, text })
+        let Parts { host, root, datastore, dir, name } = parts(arg, vm).ok_or_else(bad)?;
+        let host = cx.host(host).map_err(|e| Misuse(format!("{e:#}")))?;
+        Ok(Self { host, root, datastore, vm, dir, name, text })
     }
 
     /// The path that is meant.

@@ -22,6 +22,8 @@ pub mod context;
 pub mod delete;
 pub mod disk;
 pub mod folder;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod judge;
 pub mod layers;
 pub mod live;
