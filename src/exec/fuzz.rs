@@ -125,6 +125,8 @@ pub fn ssh(data: &[u8]) {
     }
     if let Ok(host) = HostName::new(&text) {
         assert!(!host.as_str().starts_with('-') && !host.as_str().contains(char::is_whitespace));
-        assert!(!Path::new(host.as_str()).components().any(|part| part == std::path::Component::ParentDir) || text == "..");
+        assert!(
+            !Path::new(host.as_str()).components().any(|part| part == std::path::Component::ParentDir) || text == ".."
+        );
     }
 }

@@ -54,7 +54,10 @@ impl Ground {
                 }
             }
         }
-        assert!(members <= LIMITS.members && bytes <= LIMITS.bytes * LIMITS.members, "{members} members, {bytes} bytes");
+        assert!(
+            members <= LIMITS.members && bytes <= LIMITS.bytes * LIMITS.members,
+            "{members} members, {bytes} bytes"
+        );
         if members > 0 {
             fs::remove_dir_all(&into).expect("it can be cleared away");
             fs::create_dir(&into).expect("a directory");

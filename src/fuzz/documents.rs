@@ -26,7 +26,11 @@ pub fn payload(data: &[u8]) {
         // A second mark at the beginning would be taken off as well.
         if !xml.starts_with('\u{feff}') {
             let packed = BASE64.encode(&xml);
-            assert_eq!(read(packed.as_bytes(), LIMIT).ok().as_deref(), Some(xml.as_str()), "Base64 is the same document");
+            assert_eq!(
+                read(packed.as_bytes(), LIMIT).ok().as_deref(),
+                Some(xml.as_str()),
+                "Base64 is the same document"
+            );
         }
         let _ = (parse::<Vm>(&xml), parse::<Image>(&xml), parse::<Datastore>(&xml));
         let _ = (parse::<Host>(&xml), parse::<HostPool>(&xml), parse::<DatastorePool>(&xml));
@@ -86,7 +90,8 @@ pub fn domain(data: &[u8]) {
     assert!(job_kind(&text).is_none_or(|kind| !kind.contains('\n')));
     let paths: Vec<String> = data.split(|byte| *byte == 0).take(40).map(xml_text).collect();
     // Blanks in attributes are normalised.
-    let paths: Vec<&String> = paths.iter().filter(|path| !path.is_empty() && !path.contains(char::is_whitespace)).collect();
+    let paths: Vec<&String> =
+        paths.iter().filter(|path| !path.is_empty() && !path.contains(char::is_whitespace)).collect();
     let mut xml = "<domain><devices><disk><target dev='vda'/><driver type='qcow2'/>".to_owned();
     for (n, path) in paths.iter().enumerate() {
         let open = if n == 0 { "" } else { "<backingStore type='file'>" };
@@ -139,7 +144,12 @@ pub fn options(data: &[u8]) {
     if let Ok(options) = Options::parse(words.clone(), no_env) {
         assert!(!options.from.is_empty() && !options.to.is_empty());
         assert!(words.contains(&options.from) && words.contains(&options.to), "operands are words");
-        assert!(options.digests().is_err() || options.max_size().is_err() || options.max_size() .ok() == Some(None) || options.digests().is_ok_and(|all| all.is_empty()));
+        assert!(
+            options.digests().is_err()
+                || options.max_size().is_err()
+                || options.max_size().ok() == Some(None)
+                || options.digests().is_ok_and(|all| all.is_empty())
+        );
         if let Ok(Some(rate)) = options.rate() {
             assert!(rate.bytes_per_second() > 0);
         }

@@ -79,7 +79,8 @@ pub fn image_qcow2(data: &[u8]) {
 
 /// VMDK: one sparse extent, the image itself, and no parent.
 pub fn image_vmdk(data: &[u8]) {
-    let image = if data.first().is_some_and(|byte| *byte == b'#') { data.to_vec() } else { with_magic(data, 0, b"KDMV") };
+    let image =
+        if data.first().is_some_and(|byte| *byte == b'#') { data.to_vec() } else { with_magic(data, 0, b"KDMV") };
     let found = judged(&image);
     if !found.verdict.is_safe() || found.format != Format::Vmdk {
         return;
@@ -181,7 +182,8 @@ pub fn image_other(data: &[u8]) {
         }
         Format::Vpc if image.starts_with(b"conectix") => assert!(matches!(be32(&image, 60), 2 | 3), "{found:?}"),
         Format::Raw => {
-            let magics: [&[u8]; 7] = [b"QFI\xfb", b"QED\0", b"KDMV", b"COWD", b"conectix", b"vhdxfile", b"LUKS\xba\xbe"];
+            let magics: [&[u8]; 7] =
+                [b"QFI\xfb", b"QED\0", b"KDMV", b"COWD", b"conectix", b"vhdxfile", b"LUKS\xba\xbe"];
             assert!(magics.iter().all(|magic| !image.starts_with(magic)), "{found:?}");
             assert_eq!(found.virtual_size, Some(image.len() as u64));
         }
