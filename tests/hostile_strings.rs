@@ -443,6 +443,29 @@ fn nothing_that_is_said_leads_outside_or_is_executed() {
     drive(make, 160);
 }
 
+/// Every action of every transfer manager, honestly called, with a link in the place of a directory of the VM.
+#[test]
+fn a_link_in_the_place_of_a_directory_leads_nowhere() {
+    let ground = Ground::new();
+    ground.with_agent();
+    let mut wrongs = Vec::new();
+    for (kind, mad, name, action) in entries().into_iter().filter(|(kind, mad, ..)| *kind == "tm" && *mad != "shared") {
+        for (disk, at) in [("disk.0", 3), ("disk.0", 5), ("disk.2", 3), ("", 3)] {
+            ground.reset();
+            let before = ground.others();
+            let mut words: Vec<OsString> = [kind, mad, name].map(OsString::from).to_vec();
+            let with_disk =
+                |word: OsString| word.into_string().unwrap().replace("103/7/disk.0", &format!("103/7/{disk}"));
+            words.extend(ground.arguments(action.args).into_iter().map(with_disk).map(OsString::from));
+            let input = if action.stdin == Stdin::Vm { ground.vm().into_bytes() } else { Vec::new() };
+            let about = format!("{kind}/{mad}/{name} {disk} with {} a link", PLANTS[at].0);
+            let this = Try { about, words, input, object: None, plant: Some(at), swapped: false };
+            wrongs.extend(wrong(&ground, &this, &before).map(|why| format!("{}: {why}", this.about)));
+        }
+    }
+    assert!(wrongs.is_empty(), "{}", wrongs.join("\n"));
+}
+
 #[test]
 #[ignore = "needs sshd"]
 fn the_same_through_ssh() {

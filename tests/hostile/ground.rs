@@ -38,9 +38,16 @@ impl Ground {
         for folder in ["one/etc", "one/var", "home/.one", "users", "bin", "locks", "tmp"] {
             fs::create_dir_all(ground.path(folder)).expect("a folder");
         }
-        for file in
-            ["outside/secret", "outside/dir/0", "outside/dir/7/disk.0", "home/.one/one_auth", "one/etc/oned.conf"]
-        {
+        for file in [
+            "outside/secret",
+            "outside/dir/0",
+            "outside/dir/1",
+            "outside/dir/disk.0",
+            "outside/dir/disk.2",
+            "outside/dir/7/disk.0",
+            "home/.one/one_auth",
+            "one/etc/oned.conf",
+        ] {
             fs::write(ground.path(file), format!("user:{CANARY}\n")).expect("a file of somebody else");
         }
         for file in ["seed/1/other", "seed/103/8/disk.0"] {

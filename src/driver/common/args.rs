@@ -14,6 +14,7 @@ use anyhow::{Result, bail};
 use crate::context::Cx;
 use crate::driver::TmRequest;
 use crate::exec::host::Host;
+use crate::exec::op::{FileKind, Op};
 use crate::location::{ImageFiles, normalize, with_suffix};
 use crate::report::Misuse;
 
@@ -211,6 +212,22 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Asks the host whether the VM's directory and that of the disk's layers are directories: nobody makes links of them,
+    /// and what one leads to is somebody else's.
+    ///
+    /// # Errors
+    /// One is a link; the host does not answer.
+    pub fn look(&self, cx: &Cx<'_>) -> Result<()> {
+        let dirs = [self.place.dir.clone(), self.snapshots()];
+        let found = cx.query(&self.place.host, dirs.clone().map(|path| Op::Stat { path, follow: false }))?;
+        for (dir, stat) in dirs.iter().zip(found) {
+            if stat.stat().is_some_and(|stat| stat.kind == FileKind::Link) {
+                bail!("{} is a link, not a directory", dir.display());
+            }
+        }
+        Ok(())
+    }
+
     /// `disk.N.snap`: its layers.
     pub fn snapshots(&self) -> PathBuf {
         with_suffix(&self.path, ".snap")

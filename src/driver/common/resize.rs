@@ -38,6 +38,7 @@ pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     }
     let wanted = record(&vm, id, disk.number).with_context(|| failure.clone())?;
     Target::lock(cx, place)?;
+    disk.look(cx).with_context(|| failure.clone())?;
     let origin = wanted.source.get().and_then(|source| place.image(Path::new(source)).ok());
     let origin = origin.map_or_else(|| disk.path.clone(), |files| files.image);
     let questions = [

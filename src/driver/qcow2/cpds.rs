@@ -73,6 +73,7 @@ fn run(cx: &Cx<'_>, request: &TmRequest, layout: Layout) -> Result<Reply> {
         }
     }
     Target::lock(cx, place)?;
+    disk.look(cx).with_context(|| failure.clone())?;
     let base = match (layout, snapshot) {
         (Layout::Shared, Some(_)) if wanted.clone.get() != Some("YES") => {
             let source = wanted.source.required().map_err(misuse)?;

@@ -115,6 +115,7 @@ pub fn mvds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     let vm = cx.oned().vm(id).with_context(|| failure.clone())?;
     let format = record(&vm, id, from.number).with_context(|| failure.clone())?.format.trimmed();
     Target::lock(cx, &from.place)?;
+    from.look(cx).with_context(|| failure.clone())?;
     let back = Back::read(cx, &from, files, format).with_context(|| failure.clone())?;
 
     // What is done.
