@@ -108,7 +108,7 @@ pub fn answers(data: &[u8]) {
 pub fn ssh(data: &[u8]) {
     let text = String::from_utf8_lossy(data).into_owned();
     let config = SshConfig::parse(&text);
-    assert!(config.known_as().iter().all(|name| *name == name.to_lowercase()));
+    assert!(config.known_as().iter().all(|name| *name == name.to_ascii_lowercase()));
     let _ = (config.port(), config.beyond_libssh2(), config.control_path(), config.files("userknownhostsfile"));
     if let (Some(ciphers), Some(all)) = (config.bulk_ciphers(), config.get("ciphers")) {
         let sorted = |list: &str| {
