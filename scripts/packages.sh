@@ -2,6 +2,7 @@
 # scripts/packages.sh SET…: installs what is missing on this machine for
 #
 #   build   a C compiler and what the vendored C libraries need to compile
+#   fuzz    what libFuzzer needs to compile
 #   musl    the C compiler wrapper for static musl binaries
 #   run     the programs that the drivers start
 #   test    what the tests need beyond that: file systems, an ssh server, loop devices
@@ -30,6 +31,10 @@ collect() {
         need 'test -e /usr/include/stdio.h' libc6-dev
         # OpenSSL's Configure: Debian's always present perl-base lacks these modules.
         need 'perl -MIPC::Cmd -MFindBin -MFile::Compare -MTime::Piece -e 1' perl
+        ;;
+    fuzz)
+        # libFuzzer is C++.
+        need 'has g++' g++
         ;;
     musl)
         need 'has musl-gcc' musl-tools
@@ -72,7 +77,7 @@ collect() {
         need "test -e $GUEST/vmlinuz" linux-image-cloud-amd64
         ;;
     *)
-        echo "packages.sh: Unknown set '$1': build, musl, run, test and hypervisor exist" >&2
+        echo "packages.sh: Unknown set '$1': build, fuzz, musl, run, test and hypervisor exist" >&2
         exit 2
         ;;
     esac
@@ -142,7 +147,7 @@ as_root=()
 main() {
     local only_list=no set
     if [[ ${1-} == --missing ]]; then only_list=yes; shift; fi
-    [[ $# -gt 0 ]] || { echo 'packages.sh: No set given: build, musl, run, test and hypervisor exist' >&2; exit 2; }
+    [[ $# -gt 0 ]] || { echo 'packages.sh: No set given: build, fuzz, musl, run, test and hypervisor exist' >&2; exit 2; }
     for set in "$@"; do collect "$set"; done
     [[ ${#MISSING[@]} -gt 0 ]] || return 0
     if [[ $only_list == yes ]]; then

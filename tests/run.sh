@@ -30,6 +30,7 @@ STEPS=(
     conformance
     crash
     demo
+    fuzz
 )
 
 # What the steps need from outside, nothing if it is there.
@@ -131,6 +132,11 @@ crash() {
 demo() {
     [[ -n $RELEASE ]] || release || return 1
     ONESTORE_BIN=$RELEASE tests/demo.sh >/dev/null
+}
+
+# Every reader of outside bytes for a few seconds on bytes that libFuzzer finds: `cargo xtask fuzz`.
+fuzz() {
+    scripts/packages.sh fuzz && cargo run --quiet --locked --package xtask -- fuzz --seconds 4
 }
 
 # -------------------------------------------------------------------------------------------------------------------

@@ -59,8 +59,15 @@ pub fn read(query: &Query, ask: &mut Ask<'_>) -> Result<Reading> {
     let home = query.names.disk.parent().unwrap_or(Path::new("/")).to_owned();
     let staging = staging::dir(query.names.origin.parent().unwrap_or(Path::new("/")));
     let list = |path: &Path| Op::List { path: path.to_owned() };
-    let first = ask(vec![list(&folder), list(&home), list(&staging)])?;
-    let [list, beside, staged] = first.as_slice() else { bail!("{} cannot be listed", folder.display()) };
+    let kind_of = |path: &Path| Op::Stat { path: path.to_owned(), follow: false };
+    let first = ask(vec![list(&folder), list(&home), list(&staging), kind_of(&folder), kind_of(&home)])?;
+    let [list, beside, staged, kinds @ ..] = first.as_slice() else { bail!("{} cannot be listed", folder.display()) };
+    // Nobody makes links of these; what one leads to is somebody else's, and files in it would be removed.
+    for (path, kind) in [&folder, &home].into_iter().zip(kinds) {
+        if kind.stat().is_some_and(|stat| stat.kind == FileKind::Link) {
+            bail!("{} is a link, not a directory", path.display());
+        }
+    }
     let staged = names(staged);
     let (names, beside) = (names(list), names(beside).unwrap_or_default());
     if names.as_ref().is_some_and(|names| names.len() > MOST_FILES) {

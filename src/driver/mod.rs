@@ -19,6 +19,8 @@ pub mod dummy;
 pub mod fs;
 pub mod qcow2;
 
+#[cfg(any(test, fuzzing))]
+pub use common::fuzz::places;
 pub use common::live;
 
 /// Every storage family, in the order in which tables show them.

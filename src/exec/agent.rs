@@ -106,7 +106,7 @@ fn serve_on(
 }
 
 /// The first line, and the JSON behind the sh text.
-fn read_script(input: &mut impl BufRead) -> io::Result<(Script, Vec<u8>)> {
+pub(super) fn read_script(input: &mut impl BufRead) -> io::Result<(Script, Vec<u8>)> {
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let mut line = String::new();
     input.take(FIRST_LINE).read_line(&mut line)?;
@@ -128,7 +128,7 @@ fn read_script(input: &mut impl BufRead) -> io::Result<(Script, Vec<u8>)> {
 }
 
 /// The answers as the sh form writes them, see [`super::posix`].
-fn encode(script: &Script, values: &[Value]) -> Vec<u8> {
+pub(super) fn encode(script: &Script, values: &[Value]) -> Vec<u8> {
     let mut out = Vec::new();
     for (index, (op, value)) in script.ops.iter().zip(values).enumerate() {
         let payload = match value {

@@ -32,6 +32,8 @@ pub mod copy;
 pub mod error;
 pub mod fence;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod guard;
 pub mod host;
 pub mod interpret;

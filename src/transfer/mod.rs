@@ -17,6 +17,8 @@
 
 pub mod decode;
 pub mod digest;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod helper;
 pub mod http;
 pub mod import;

@@ -3,6 +3,7 @@
 mod bench;
 mod conformance;
 mod crash;
+mod fuzz;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,8 @@ enum Chore {
     Conformance(conformance::Args),
     /// Kill actions at every state-changing system call, and look at what is left
     Crash(crash::Args),
+    /// Run the readers of outside bytes on bytes that libFuzzer finds
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Chore::Bench(options) => bench::run(&options),
         Chore::Conformance(args) => conformance::run(&args),
         Chore::Crash(args) => crash::run(&args),
+        Chore::Fuzz(args) => fuzz::run(&args),
     };
     result.unwrap_or_else(failed)
 }

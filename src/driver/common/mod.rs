@@ -27,6 +27,8 @@ pub mod context;
 pub mod delete;
 pub mod disk;
 pub mod folder;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod image;
 pub mod journey;
 pub mod judge;

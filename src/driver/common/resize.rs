@@ -58,9 +58,12 @@ pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         Op::Head { path: disk.path.clone(), len: HEAD },
         Op::Head { path: origin.clone(), len: HEAD },
     ];
+    questions.extend(disk.dirs());
     questions.extend(layers.iter().map(|path| Op::Head { path: path.clone(), len: LAYER_HEAD }));
     let mut answers = cx.query(&place.host, questions).with_context(|| failure.clone())?;
-    let heads = answers.split_off(answers.len().min(4));
+    let heads = answers.split_off(answers.len().min(6));
+    let dirs = answers.split_off(answers.len().min(4));
+    disk.refuse_links(&dirs).with_context(|| failure.clone())?;
     let [link, stat, head, origin_head] = <[Value; 4]>::try_from(answers)
         .map_err(|_| anyhow::anyhow!("{failure}: the host did not answer all questions"))?;
     let Some(stat) = stat.stat() else { bail!("{failure}: it does not exist on {}", place.host.name()) };

@@ -186,7 +186,8 @@ impl<'d> Back<'d> {
             Folder::question(&files.base),
             Op::Stat { path: files.base.clone(), follow: true },
         ];
-        let answers = cx.query(host, questions)?;
+        let mut answers = cx.query(host, questions.into_iter().chain(disk.dirs()))?;
+        disk.refuse_links(&answers.split_off(answers.len().min(6)))?;
         let [stat, link, tree, had, staging, base] =
             <[Value; 6]>::try_from(answers).map_err(|_| anyhow::anyhow!("The host did not answer all questions"))?;
         if base.stat().is_none() {

@@ -40,7 +40,7 @@ impl KnownKeys {
         all
     }
 
-    fn parse(texts: &[String], name: &str) -> Self {
+    pub(in crate::exec) fn parse(texts: &[String], name: &str) -> Self {
         let mut keys = Self::default();
         for line in texts.iter().flat_map(|text| text.lines()) {
             let mut fields = line.split_ascii_whitespace().peekable();
