@@ -21,8 +21,11 @@ pub use archives::{tar, zip};
 pub use documents::{conf, domain, invocation, options, payload};
 pub use images::{image_other, image_qcow2, image_vhdx, image_vmdk};
 
+/// Judges bytes, by a panic.
+pub type Target = fn(&[u8]);
+
 /// Every target by its name, which is that of its file in `fuzz/fuzz_targets` and of its folder in `fuzz/corpus`.
-pub static TARGETS: &[(&str, fn(&[u8]))] = &[
+pub static TARGETS: &[(&str, Target)] = &[
     ("answers", answers),
     ("conf", conf),
     ("domain", domain),

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -172,16 +173,8 @@ fn moved(text: &str, ground: &Ground) -> String {
     for part in parts {
         let digits = part.trim_start_matches(|c: char| c.is_ascii_digit());
         let name = digits.strip_prefix('/').map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_hexdigit()));
-        let rest = match name {
-            Some(rest) => {
-                out.push_str(&ground.text("ds/1/abc"));
-                rest
-            }
-            None => {
-                out.push_str(&ground.text("ds/1"));
-                digits
-            }
-        };
+        out.push_str(&ground.text(if name.is_some() { "ds/1/abc" } else { "ds/1" }));
+        let rest = name.unwrap_or(digits);
         out.push_str(rest);
     }
     let restricted = "<RESTRICTED_DIRS>/</RESTRICTED_DIRS></TEMPLATE></DATASTORE>";
@@ -260,7 +253,7 @@ fn pick(number: usize, seed: u64, ground: &Ground, payloads: &[(String, String)]
         let leaf: &Leaf = noise.one_of(&all);
         let list = if OPERATORS.contains(&leaf.name.as_str()) { quoting.iter().collect() } else { everything.clone() };
         let string = noise.one_of(&list);
-        about.push_str(&format!(" {} {:?}", leaf.name, String::from_utf8_lossy(&string[..string.len().min(120)])));
+        let _ = write!(about, " {} {:?}", leaf.name, String::from_utf8_lossy(&string[..string.len().min(120)]));
         leaf.replaced(document, &twisted(leaf.value(document).as_bytes(), string, true, noise))
     };
     let by_argument = action.stdin == Stdin::Empty && noise.below(3) > 0;
@@ -271,7 +264,7 @@ fn pick(number: usize, seed: u64, ground: &Ground, payloads: &[(String, String)]
         let anywhere = quoting.contains(string) && !string.contains(&b'/');
         let bytes = twisted(args[at].as_bytes(), string, anywhere, &mut noise);
         let bytes: Vec<u8> = bytes.into_iter().filter(|byte| *byte != 0).collect();
-        about.push_str(&format!(" argument {at} {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(160)])));
+        let _ = write!(about, " argument {at} {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(160)]));
         args[at] = OsString::from_vec(bytes);
     } else if action.stdin == Stdin::Empty {
         let vm = if noise.below(2) == 0 { ground.vm() } else { document.clone() };
@@ -287,7 +280,7 @@ fn pick(number: usize, seed: u64, ground: &Ground, payloads: &[(String, String)]
     };
     let plant = (noise.below(4) == 0).then(|| noise.below(PLANTS.len()));
     if let Some(plant) = plant {
-        about.push_str(&format!(" with {} a link to {}", PLANTS[plant].0, PLANTS[plant].1));
+        let _ = write!(about, " with {} a link to {}", PLANTS[plant].0, PLANTS[plant].1);
     }
     let mut words: Vec<OsString> = [kind, mad, name].map(OsString::from).to_vec();
     if action.stdin == Stdin::ActionData && kind == "datastore" {

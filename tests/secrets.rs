@@ -48,7 +48,7 @@ fn names() -> BTreeSet<String> {
 
 /// All of them with their canaries.
 fn elements(names: &BTreeSet<String>) -> String {
-    names.iter().map(|name| format!("<{name}>{SECRET}-{name}</{name}>")).collect()
+    names.iter().map(|name| format!("<{name}>{SECRET}-{name}</{name}>")).collect::<Vec<_>>().concat()
 }
 
 /// A document with secrets in every place that may hold attributes, and an image at this address.
@@ -150,7 +150,7 @@ fn watch(ground: &Ground, over: &AtomicBool, seen: &Mutex<BTreeSet<String>>) -> 
             }
         }
         // Files stay longer than processes.
-        if looks % 8 == 0 {
+        if looks.is_multiple_of(8) {
             open_files(ground, seen);
         }
         looks += 1;

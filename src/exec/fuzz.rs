@@ -1,5 +1,7 @@
 //! What must hold of what travels between a host and us, whatever arrives. See [`crate::fuzz`].
 
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a target says no")]
+
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,9 @@
 //! Headers of disk images. That nothing unsafe is called safe is judged by the few bytes that make it so, read here a
 //! second time and in the plainest way.
 
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a target says no")]
+#![allow(clippy::cast_possible_truncation, reason = "places in an image of at most a few MiB")]
+
 use crate::image::{Format, Inspection, Prefix, ReadAt, ReadError, inspect};
 
 fn be32(image: &[u8], at: usize) -> u32 {

@@ -1,5 +1,7 @@
 //! What must hold of oned's replies and of `monitord.conf`, whatever they say. See [`crate::fuzz`].
 
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a target says no")]
+
 use super::{Cause, monitord as conf, reply as xml};
 use crate::fuzz::{xml_escaped, xml_text};
 

@@ -1,5 +1,7 @@
 //! What must hold of addresses and quoted words, whatever they say. See [`crate::fuzz`].
 
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a target says no")]
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 

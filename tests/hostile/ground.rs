@@ -163,10 +163,9 @@ impl Ground {
             "VM_ID" => "7".to_owned(),
             "DS_ID" | "DATASTORE_ID" => "1".to_owned(),
             "SIZE_MB" => "4".to_owned(),
-            "FORMAT" => "qcow2".to_owned(),
+            "FORMAT" | "CALLER_MAD" => "qcow2".to_owned(),
             "SNAPSHOT_ID" => "0".to_owned(),
             "DEPLOY_ID" => "one-7".to_owned(),
-            "CALLER_MAD" => "qcow2".to_owned(),
             _ => "3".to_owned(),
         };
         names.iter().map(one).map(OsString::from).collect()

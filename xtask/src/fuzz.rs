@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 /// What the command line says.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these targets (the names in fuzz/fuzz_targets)
+    /// Only these targets (the names in `fuzz/fuzz_targets`)
     targets: Vec<String>,
     /// How long each target runs
     #[arg(long, default_value_t = 3, conflicts_with = "runs")]

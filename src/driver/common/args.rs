@@ -151,7 +151,7 @@ impl VmPlace {
         let bad = || Misuse(format!("Bad place {text:?}: it has to be HOST:<datastores>/<datastore>/{vm}[/disk.N]"));
         let Parts { host, root, datastore, dir, name } = parts(arg, vm).ok_or_else(bad)?;
         let host = cx.host(host).map_err(|e| Misuse(format!("{e:#}")))?;
-        Ok(Self { host, root, datastore, vm, dir, name, text })
+        Ok(Self { host, text, root, datastore, vm, dir, name })
     }
 
     /// The path that is meant.

@@ -1,5 +1,7 @@
 //! What must hold of places that arguments, attributes, headers and names of files name. See [`crate::fuzz`].
 
+#![allow(clippy::missing_panics_doc, reason = "a panic is how a target says no")]
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
