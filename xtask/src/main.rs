@@ -2,6 +2,7 @@
 
 mod bench;
 mod conformance;
+mod crash;
 
 use std::process::ExitCode;
 
@@ -22,6 +23,8 @@ enum Chore {
     Bench(bench::Options),
     /// Judge a tree of OpenNebula storage drivers against the cases in tests/conformance
     Conformance(conformance::Args),
+    /// Kill actions at every state-changing system call, and look at what is left
+    Crash(crash::Args),
 }
 
 fn main() -> ExitCode {
@@ -36,12 +39,19 @@ fn main() -> ExitCode {
             }
         };
     }
+    if let Some(result) = crash::hidden() {
+        return result.unwrap_or_else(failed);
+    }
     let result = match Cli::parse().chore {
         Chore::Bench(options) => bench::run(&options),
         Chore::Conformance(args) => conformance::run(&args),
+        Chore::Crash(args) => crash::run(&args),
     };
-    result.unwrap_or_else(|error| {
-        eprintln!("xtask: {error:#}");
-        ExitCode::from(2)
-    })
+    result.unwrap_or_else(failed)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "`unwrap_or_else` hands it over")]
+fn failed(error: anyhow::Error) -> ExitCode {
+    eprintln!("xtask: {error:#}");
+    ExitCode::from(2)
 }

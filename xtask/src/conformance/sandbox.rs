@@ -43,7 +43,12 @@ pub struct Sandbox {
 impl Sandbox {
     /// Lays out the directories, the tree and the stand-ins.
     pub fn new(case: &Case, tree: &Tree, ssh: Option<&Sshd>) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("kit-").tempdir()?;
+        Self::new_in(&std::env::temp_dir(), case, tree, ssh)
+    }
+
+    /// The same below this directory.
+    pub fn new_in(above: &Path, case: &Case, tree: &Tree, ssh: Option<&Sshd>) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("kit-").tempdir_in(above)?;
         // The system's temporary directory may be a link; drivers compare canonical names.
         let root = dir.path().canonicalize()?;
         for name in ["one/var/datastores", "one/etc", "one/lib/sh", "work", "staging", "tmp", "home", "bin", "oned"] {

@@ -30,6 +30,11 @@ impl Sshd {
 
     /// The same with further variables of every session, and further lines of the client's configuration for all hosts.
     pub fn start_with(env: &[(&str, String)], client_lines: &str) -> Result<Self> {
+        Self::start_as(env, client_lines, "")
+    }
+
+    /// The same with further lines of the server's configuration; `{dir}` in them is the server's own directory.
+    pub fn start_as(env: &[(&str, String)], client_lines: &str, server_lines: &str) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("kit-sshd-").tempdir()?;
         let at = |name: &str| dir.path().join(name);
         for key in ["host", "client"] {
@@ -53,7 +58,8 @@ impl Sshd {
             name("authorized"),
             name("locks")
         );
-        fs::write(at("sshd_config"), server)?;
+        let more = server_lines.replace("{dir}", &dir.path().display().to_string());
+        fs::write(at("sshd_config"), server + &more)?;
         let host_key = fs::read_to_string(at("host.pub"))?;
         fs::write(at("known_hosts"), format!("[127.0.0.1]:{port} {host_key}"))?;
         let client = format!(
@@ -91,6 +97,11 @@ impl Sshd {
     /// The client's configuration.
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("config")
+    }
+
+    /// The server's own directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Writes the wrapper `ssh` (and the same for `scp`) into this directory, and the configuration into `home`.
