@@ -25,6 +25,7 @@ use crate::conformance::sandbox::Tree;
 use crate::conformance::sshd::Sshd;
 
 mod calls;
+mod power;
 mod remote;
 mod report;
 mod scenario;
@@ -67,15 +68,33 @@ pub struct Args {
     /// Scenarios at the same time
     #[arg(long, default_value_t = 1)]
     jobs: usize,
-    /// Have the binary on the far side of ssh too, as on a host that was synced
+    /// Who works at the far end of ssh: the binary, as on a host that was synced, or sh alone
+    #[arg(long, value_enum, default_value = "agent")]
+    far: Far,
+    /// Instead of killing, cut the power of a disk with this file system
+    #[arg(long, value_enum)]
+    power: Option<power::Kind>,
+    /// With --power: make every call to sync do nothing, to see that the harness sees it
+    #[arg(long, requires = "power")]
+    forgetful: bool,
+    /// Go through a real ssh server also where only this side is killed; else a stand-in runs the far side here
     #[arg(long)]
-    agent: bool,
+    ssh: bool,
     /// Append every row as a line of JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Name the scenarios and stop
     #[arg(long)]
     list: bool,
+}
+
+/// Who works at the far end of ssh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Far {
+    /// The same binary.
+    Agent,
+    /// A POSIX shell.
+    Sh,
 }
 
 /// What this binary is called for by the harness itself.
@@ -185,29 +204,44 @@ fn worker(args: &Args, tree: &Tree, queue: &Mutex<VecDeque<(&Case, Who)>>, rows:
 }
 
 fn one(args: &Args, case: &Case, tree: &Tree, choice: Choice, servers: &mut Vec<(Who, Sshd)>) -> Result<Row> {
+    if let Some(kind) = args.power {
+        let tree = with_agent(args, tree);
+        return power::replay(case, &tree, power::Choice { kind, most: args.sample.unwrap_or(usize::MAX), seed: args.seed, forgetful: args.forgetful });
+    }
     let kind = if choice.who == Who::Remote { Who::Remote } else { Who::Itself };
-    if case.needs_bridge() && !servers.iter().any(|(who, _)| *who == kind) {
+    let wanted = case.needs_bridge() && (args.ssh || kind == Who::Remote);
+    if wanted && !servers.iter().any(|(who, _)| *who == kind) {
         servers.push((kind, server(args, tree, kind)?));
     }
-    let ssh = servers.iter().find(|(who, _)| *who == kind).map(|(_, server)| server).filter(|_| case.needs_bridge());
+    let ssh = servers.iter().find(|(who, _)| *who == kind).map(|(_, server)| server).filter(|_| wanted);
     let ground = Ground::memory()?;
     let file = ssh.map(|server| server.dir().join("remote.json"));
     if let Some(file) = &file {
         remote::State::default().save(file)?;
     }
-    let mut world = World::new(ground.path(), case, tree, ssh)?;
+    let tree = if ssh.is_none() { &with_agent(args, tree) } else { tree };
+    let mut world = World::new(ground.path(), case, tree, ssh, true)?;
     scenario::enumerate(&mut world, choice, file.as_deref())
 }
 
 fn server(args: &Args, tree: &Tree, who: Who) -> Result<Sshd> {
-    let agent = if args.agent { tree.drivers.display().to_string() } else { String::new() };
+    let agent = if args.far == Far::Agent { tree.drivers.display().to_string() } else { String::new() };
     let command = match who {
         Who::Remote => {
             let me = std::env::current_exe().context("Cannot find this binary")?;
             format!("ForceCommand '{}' {} '{agent}' '{{dir}}/remote.json'\n", me.display(), remote::WORD)
         }
-        _ if args.agent => format!("ForceCommand SCRIPTS_REMOTE_DIR='{agent}' sh -c \"$SSH_ORIGINAL_COMMAND\"\n"),
+        _ if args.far == Far::Agent => format!("ForceCommand SCRIPTS_REMOTE_DIR='{agent}' sh -c \"$SSH_ORIGINAL_COMMAND\"\n"),
         _ => String::new(),
     };
     Sshd::start_as(&[], "", &command)
+}
+
+/// The tree, with the binary over there where there is only a stand-in for ssh.
+fn with_agent(args: &Args, tree: &Tree) -> Tree {
+    let mut tree = Tree { drivers: tree.drivers.clone(), lib: tree.lib.clone(), env: tree.env.clone() };
+    if args.far == Far::Agent {
+        tree.env.push(("SCRIPTS_REMOTE_DIR".to_owned(), tree.drivers.display().to_string()));
+    }
+    tree
 }

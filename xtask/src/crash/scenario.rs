@@ -137,7 +137,11 @@ pub fn reference(world: &mut World<'_>) -> Result<Option<Reference>> {
     let guests = before.guests(&root);
     let mut runs = Vec::new();
     let call = world.call();
-    for _ in 0..2 {
+    for number in 0..2 {
+        if number > 0 {
+            // What holds a time holds another one then.
+            std::thread::sleep(std::time::Duration::from_millis(1100));
+        }
         world.restore()?;
         let ran = world.expected(call, None).context("Undisturbed")?;
         let left = world.processes_left();
@@ -162,7 +166,8 @@ pub fn reference(world: &mut World<'_>) -> Result<Option<Reference>> {
     Ok(Some(Reference { before, guests, after, guests_after, varying }))
 }
 
-fn reply(stdout: &[u8]) -> String {
+/// The first word of the reply.
+pub fn reply(stdout: &[u8]) -> String {
     String::from_utf8_lossy(stdout).split_whitespace().next().unwrap_or_default().to_owned()
 }
 
@@ -239,14 +244,26 @@ fn judge(world: &World<'_>, reference: &Reference, run: &Disturbed, row: &mut Ro
     if said && orphan {
         return Ok(wrong);
     }
-    wrong.extend(again(world, reference, whole, orphan, row)?);
+    wrong.extend(again(world, reference, whole, orphan, row, None)?);
     Ok(wrong)
 }
 
-fn again(world: &World<'_>, reference: &Reference, whole: bool, orphan: bool, row: &mut Row) -> Result<Vec<String>> {
+/// Does the action again, and says what is wrong then. `whole`: nothing is left to do. `orphan`: there is a whole new image
+/// that oned was not told of.
+///
+/// # Errors
+/// It cannot be started.
+pub fn again(
+    world: &World<'_>,
+    reference: &Reference,
+    whole: bool,
+    orphan: bool,
+    row: &mut Row,
+    wrapper: Option<&[String]>,
+) -> Result<Vec<String>> {
     let root = world.root();
     let mut wrong = Vec::new();
-    let ran: Ran = world.run(world.call(), None)?;
+    let ran: Ran = world.run(world.call(), wrapper)?;
     let lines = plain_lines(&ran.stderr);
     wrong.extend(world.processes_left().into_iter().map(|line| format!("outlives the repetition: {line}")));
     wrong.extend(mounts(&root)?);

@@ -194,6 +194,11 @@ impl Reference {
             if is == Some(was) || is == becomes {
                 continue;
             }
+            // What was in a directory is asked for by itself; the directory is nothing more.
+            let below = format!("{name}/");
+            if was.kind == Kind::Dir && is.is_none() && self.before.paths.keys().any(|other| other.starts_with(&below)) {
+                continue;
+            }
             let content = |entry: &Entry| matches!(entry.kind, Kind::File { .. });
             let guest_is = is.filter(|entry| content(entry)).and_then(|_| guest(&root.join(name)));
             let same_guest = |before: Option<&String>| guest_is.is_some() && before == guest_is.as_ref();

@@ -159,17 +159,24 @@ fn lock(shared: &Mutex<Shared>) -> std::sync::MutexGuard<'_, Shared> {
 
 fn events(first: Pid, who: Who, plan: &mut dyn Plan, shared: &Mutex<Shared>, trace: &mut Trace) -> Result<()> {
     let mut known = BTreeSet::from([first.as_raw()]);
+    let mut stopped_once = known.clone();
     let mut began = false;
     loop {
-        let status = match waitpid(None, Some(WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD)) {
+        // Other children of this thread are none of ours and may live on: nobody is waited for when all of ours are gone.
+        let mut flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+        if known.is_empty() {
+            flags |= WaitPidFlag::WNOHANG;
+        }
+        let status = match waitpid(None, Some(flags)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
             Ok(status) => status,
-            Err(Errno::ECHILD) => return Ok(()),
             Err(Errno::EINTR) => continue,
             Err(error) => return Err(error).context("Cannot wait for traced processes"),
         };
         match status {
             WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _) => {
                 known.remove(&pid.as_raw());
+                stopped_once.remove(&pid.as_raw());
                 lock(shared).traced.remove(&pid.as_raw());
                 if pid == first {
                     trace.status = match status {
@@ -181,8 +188,12 @@ fn events(first: Pid, who: Who, plan: &mut dyn Plan, shared: &Mutex<Shared>, tra
                 }
             }
             WaitStatus::PtraceEvent(pid, _, event) => {
-                if known.insert(pid.as_raw()) {
-                    lock(shared).traced.insert(pid.as_raw());
+                known.insert(pid.as_raw());
+                let made = [libc::PTRACE_EVENT_CLONE, libc::PTRACE_EVENT_FORK, libc::PTRACE_EVENT_VFORK].contains(&event);
+                if made && let Ok(new) = ptrace::getevent(pid) {
+                    let new = i32::try_from(new)?;
+                    known.insert(new);
+                    lock(shared).traced.insert(new);
                 }
                 if event == libc::PTRACE_EVENT_EXEC {
                     // What came before was this binary on its way.
@@ -193,10 +204,9 @@ fn events(first: Pid, who: Who, plan: &mut dyn Plan, shared: &Mutex<Shared>, tra
                 resume(pid, None);
             }
             WaitStatus::Stopped(pid, signal) => {
-                let new = known.insert(pid.as_raw());
-                if new {
-                    lock(shared).traced.insert(pid.as_raw());
-                }
+                known.insert(pid.as_raw());
+                lock(shared).traced.insert(pid.as_raw());
+                let new = stopped_once.insert(pid.as_raw());
                 // A new process or thread begins with a stop of the kernel's.
                 resume(pid, (!(new && signal == Signal::SIGSTOP) && signal != Signal::SIGTRAP).then_some(signal));
             }

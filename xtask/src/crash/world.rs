@@ -3,8 +3,10 @@
 //! It lies on a memory file system of its own, always at the same place: so names inside images are the same in every
 //! run, and nothing of it can be left behind.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -70,6 +72,14 @@ pub fn tool(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Stands for ssh where the network is of no matter: the command runs here, in a session of its own and not on our leash,
+/// as the far side does. The address is checked by nobody; one host does not answer.
+const SSH: &str = "#!/bin/sh\n\
+    while [ $# -gt 0 ] && [ \"$1\" != -- ]; do shift; done\n\
+    [ $# -ge 3 ] || exit 255\n\
+    case $2 in *deadbridge) echo 'ssh: connect to host deadbridge port 1: Connection refused' >&2; exit 255 ;; esac\n\
+    exec setpriv --pdeathsig clear setsid -w sh -c \"$3\"\n";
+
 /// The sandbox, and how it was.
 pub struct World<'a> {
     /// The case that it was made for.
@@ -78,28 +88,40 @@ pub struct World<'a> {
     pub vars: Vars,
     sandbox: Sandbox,
     kept: PathBuf,
+    stand_in: bool,
+    /// Processes that were there before.
+    strangers: BTreeSet<String>,
     _server: Option<Server>,
 }
 
 impl<'a> World<'a> {
-    /// Makes the sandbox on `ground`, and does all calls of the case but the last.
+    /// Makes the sandbox on `ground`, and does all calls of the case but the last. With
+    /// `keep` it can be put back.
     ///
     /// # Errors
     /// What the kit cannot make, or an earlier call that does not do what the case expects.
-    pub fn new(ground: &Path, case: &'a Case, tree: &Tree, ssh: Option<&Sshd>) -> Result<Self> {
+    pub fn new(ground: &Path, case: &'a Case, tree: &Tree, ssh: Option<&Sshd>, keep: bool) -> Result<Self> {
         let sandbox = Sandbox::new_in(ground, case, tree, ssh)?;
+        let stand_in = ssh.is_none();
+        if stand_in {
+            let ssh = sandbox.root().join("bin/ssh");
+            fs::write(&ssh, SSH)?;
+            fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755))?;
+        }
         let mut vars = sandbox.vars();
         for before in &case.before {
             content::make(before, &vars)?;
         }
         let server = run::serve(&case.http, &mut vars)?;
         let kept = ground.join("kept");
-        let mut world = Self { case, vars, sandbox, kept, _server: server };
+        let mut world = Self { case, vars, sandbox, kept, stand_in, strangers: processes().collect(), _server: server };
         let (_, earlier) = case.calls.split_last().context("A case without a call")?;
         for call in earlier {
             world.expected(call, None)?;
         }
-        tool(Command::new("cp").arg("-a").arg(world.root()).arg(&world.kept))?;
+        if keep {
+            tool(Command::new("cp").arg("-a").arg(world.root()).arg(&world.kept))?;
+        }
         Ok(world)
     }
 
@@ -180,6 +202,9 @@ impl<'a> World<'a> {
 
     fn env(&self, call: &Call) -> Result<Vec<(String, String)>> {
         let mut env = self.sandbox.env().to_vec();
+        if self.stand_in {
+            env.push(("ONESTORE_SSH".to_owned(), "openssh".to_owned()));
+        }
         for (name, value) in &call.env {
             env.push((name.clone(), self.vars.text(value)?));
         }
@@ -191,7 +216,7 @@ impl<'a> World<'a> {
         let until = Instant::now() + GRACE;
         let root = self.root();
         loop {
-            let left = users(&root);
+            let left = users(&root, &self.strangers);
             if left.is_empty() || Instant::now() > until {
                 return left;
             }
@@ -200,19 +225,22 @@ impl<'a> World<'a> {
     }
 }
 
+/// Numbers of all processes.
+fn processes() -> impl Iterator<Item = String> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// Processes with this directory in their arguments, or with a file below it open.
-fn users(root: &Path) -> Vec<String> {
+fn users(root: &Path, strangers: &BTreeSet<String>) -> Vec<String> {
     let text = root.display().to_string();
-    let me = std::process::id().to_string();
     let mut found = Vec::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name == me || !name.bytes().all(|byte| byte.is_ascii_digit()) {
-            continue;
-        }
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+    for name in processes().filter(|name| !strangers.contains(name)) {
+        let process = Path::new("/proc").join(&name);
+        let line = fs::read(process.join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        let open = || fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten();
+        let open = || fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
         if line.contains(&text) || open().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.starts_with(root))) {
             found.push(format!("{name}: {line}"));
         }

@@ -1,0 +1,165 @@
+//! File systems on loop devices, and images of what a power cut leaves of one.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::super::world::tool;
+use super::disk::Event;
+
+/// Size of the disk: 64 MiB hold the images of every case.
+const SIZE: u64 = 64 << 20;
+
+/// Sectors that a disk writes whole, or not at all.
+const SECTOR: usize = 4096;
+
+/// A file system that is proven on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// As it comes, but without the heuristics that sync files which a program forgot to sync
+    Ext4,
+    /// Without a journal: nothing is on the disk but what was synced itself; repaired by e2fsck after the cut
+    Ext2,
+}
+
+impl Kind {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// What mkfs says.
+    pub fn make(self, file: &Path) -> Result<Vec<u8>> {
+        fs::File::create(file)?.set_len(SIZE)?;
+        let features: &[&str] = if self == Self::Ext2 { &["-O", "^has_journal"] } else { &[] };
+        let mut mkfs = Command::new("mkfs.ext4");
+        tool(mkfs.args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).args(features).arg(file))?;
+        Ok(fs::read(file)?)
+    }
+
+    /// Mount options: nothing is written late by itself, and nothing early.
+    fn options(self) -> &'static str {
+        match self {
+            Self::Ext4 => "noatime,commit=300,noauto_da_alloc",
+            Self::Ext2 => "noatime,noauto_da_alloc",
+        }
+    }
+
+    /// What an operator's machine does at boot.
+    ///
+    /// # Errors
+    /// The file system cannot be repaired.
+    pub fn repair(self, file: &Path) -> Result<()> {
+        if self == Self::Ext4 {
+            return Ok(());
+        }
+        let ran = Command::new("e2fsck").args(["-f", "-y"]).arg(file).output().context("Cannot run e2fsck")?;
+        // 1: errors were corrected.
+        if !matches!(ran.status.code(), Some(0 | 1)) {
+            bail!("e2fsck failed: {}", String::from_utf8_lossy(&ran.stdout));
+        }
+        Ok(())
+    }
+}
+
+/// A file system that is mounted from a file; it is taken off when this is dropped.
+pub struct Mounted {
+    at: PathBuf,
+    device: String,
+}
+
+impl Mounted {
+    /// Mounts the file system in `file` at `at`.
+    ///
+    /// # Errors
+    /// No loop device, or the file system is damaged.
+    pub fn new(kind: Kind, file: &Path, at: &Path) -> Result<Self> {
+        let ran = Command::new("losetup").args(["--find", "--show"]).arg(file).output().context("Cannot run losetup")?;
+        if !ran.status.success() {
+            bail!("losetup failed: {}", String::from_utf8_lossy(&ran.stderr).trim());
+        }
+        let device = String::from_utf8_lossy(&ran.stdout).trim().to_owned();
+        let mounted = Self { at: at.to_owned(), device };
+        tool(Command::new("mount").args(["-t", "ext4", "-o", kind.options()]).arg(&mounted.device).arg(at))?;
+        Ok(mounted)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let off = |command: &mut Command| tool(command);
+        // Something of a call may still be closing its files.
+        let umounted = (0..40).any(|_| {
+            let done = off(Command::new("umount").arg(&self.at)).is_ok();
+            if !done {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            done
+        });
+        if !umounted {
+            let _ = off(Command::new("umount").arg("-l").arg(&self.at));
+        }
+        if let Err(error) = off(Command::new("losetup").arg("-d").arg(&self.device)) {
+            eprintln!("xtask: {error:#}");
+        }
+    }
+}
+
+/// What of the writes that were not flushed reaches the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing.
+    None,
+    /// All of them.
+    All,
+    /// Some sectors of some, drawn by this number.
+    Some(u64),
+}
+
+impl std::fmt::Display for Fate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("nothing unflushed survives"),
+            Self::All => f.write_str("everything survives"),
+            Self::Some(seed) => write!(f, "some of the unflushed sectors survive (drawn by {seed})"),
+        }
+    }
+}
+
+/// Writes to `file` what is on the disk after a cut behind the first `count` events.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn cut(file: &Path, base: &[u8], events: &[Event], count: usize, fate: Fate) -> Result<()> {
+    let _ = fs::remove_file(file);
+    let image = fs::File::create(file)?;
+    image.set_len(base.len() as u64)?;
+    for (at, block) in base.chunks(64 << 10).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            image.write_all_at(block, (at * (64 << 10)) as u64)?;
+        }
+    }
+    let events = &events[..count];
+    let flushed = events.iter().rposition(|event| matches!(event, Event::Flush)).map_or(0, |at| at + 1);
+    let mut state = if let Fate::Some(seed) = fate { seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 } else { 1 };
+    let mut coin = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state & 1 == 1
+    };
+    for (number, event) in events.iter().enumerate() {
+        let Event::Write(offset, data) = event else { continue };
+        if number < flushed || fate == Fate::All {
+            image.write_all_at(data, *offset)?;
+        } else if fate != Fate::None {
+            for (at, sector) in data.chunks(SECTOR).enumerate() {
+                if coin() {
+                    image.write_all_at(sector, offset + (at * SECTOR) as u64)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
