@@ -46,8 +46,8 @@ pub type Ask<'a> = dyn FnMut(Vec<Op>) -> Result<Vec<Value>> + 'a;
 pub struct Reading {
     /// The facts.
     pub facts: Facts,
-    /// Names in the folder of staging files, for [`super::Staging::prepare`].
-    pub staged: Vec<OsString>,
+    /// Names in the folder of staging files, for [`super::Staging::prepare`]; none where there is no such folder.
+    pub staged: Option<Vec<OsString>>,
 }
 
 /// Reads the chain of one disk.
@@ -61,7 +61,7 @@ pub fn read(query: &Query, ask: &mut Ask<'_>) -> Result<Reading> {
     let list = |path: &Path| Op::List { path: path.to_owned() };
     let first = ask(vec![list(&folder), list(&home), list(&staging)])?;
     let [list, beside, staged] = first.as_slice() else { bail!("{} cannot be listed", folder.display()) };
-    let staged = names(staged).unwrap_or_default();
+    let staged = names(staged);
     let (names, beside) = (names(list), names(beside).unwrap_or_default());
     if names.as_ref().is_some_and(|names| names.len() > MOST_FILES) {
         bail!("{} holds more than {MOST_FILES} files, it is no folder of snapshots", folder.display());

@@ -19,7 +19,7 @@ use crate::driver::common::folder::Folder;
 use crate::driver::common::layers::{HEAD, Layer, Layers, data_format, judged};
 use crate::driver::common::trees::drop_old;
 use crate::driver::{Reply, TmRequest};
-use crate::exec::op::{FileKind, Op, Sparse, Value};
+use crate::exec::op::{FileKind, Node, Op, Sparse, Value};
 use crate::exec::step::Step;
 use crate::image::Format;
 use crate::location::ImageFiles;
@@ -128,13 +128,33 @@ pub fn mvds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     let vm = cx.oned().vm(id).with_context(|| failure.clone())?;
     let format = record(&vm, id, from.number).with_context(|| failure.clone())?.format.trimmed();
     Target::lock(cx, &from.place)?;
-    let back = Back::read(cx, &from, files, format).with_context(|| failure.clone())?;
+    let Some(back) = Back::read(cx, &from, files, format).with_context(|| failure.clone())? else {
+        // A run that was killed had put everything in place, and was removing what it came from.
+        drop_old(cx, host, vec![from.snapshots()]);
+        return Ok(Reply::Nothing);
+    };
 
     // What is done.
     cx.info(format!("Moving {} to datastore as {}", from.place.text, back.files.image.display()));
     back.copy(cx, &failure)?;
     back.put(cx, &failure)?;
     Ok(Reply::Nothing)
+}
+
+/// Whether the image is one of layers, and has each of these under the same name and of the same size.
+fn is_in_image(cx: &Cx<'_>, disk: &Disk, files: &ImageFiles, layers: &[Node]) -> Result<bool> {
+    let snapshots = files.snapshots();
+    let questions = [Op::ReadLink { path: files.image.clone() }, Op::Tree { path: snapshots.clone(), depth: 1 }];
+    let answers = cx.query(&disk.place.host, questions)?;
+    let [Value::Bytes(link), Value::Tree(there)] = answers.as_slice() else { return Ok(false) };
+    let link = Path::new(OsStr::from_bytes(link));
+    let is_file = |node: &&Node| node.kind == FileKind::File;
+    let has = |wanted: &Path, size: Option<u64>| {
+        there.iter().filter(is_file).any(|node| node.path == wanted && size.is_none_or(|size| node.size == size))
+    };
+    let own = link.parent().is_some_and(|parent| Some(parent.as_os_str()) == snapshots.file_name());
+    let whole = own && link.file_name().is_some_and(|name| has(Path::new(name), None));
+    Ok(whole && layers.iter().filter(is_file).all(|node| has(&node.path, Some(node.size))))
 }
 
 /// A disk on its way back into its image.
@@ -155,7 +175,8 @@ struct Back<'d> {
 }
 
 impl<'d> Back<'d> {
-    fn read(cx: &Cx<'_>, disk: &'d Disk, files: ImageFiles, format: Option<&str>) -> Result<Self> {
+    /// Nothing where the disk is gone and what is left of its layers is in the image.
+    fn read(cx: &Cx<'_>, disk: &'d Disk, files: ImageFiles, format: Option<&str>) -> Result<Option<Self>> {
         let host = &disk.place.host;
         let questions = [
             Op::Stat { path: disk.path.clone(), follow: false },
@@ -171,10 +192,17 @@ impl<'d> Back<'d> {
         if base.stat().is_none() {
             bail!("{} does not exist on {}", files.base.display(), host.name());
         }
-        let Some(stat) = stat.stat() else { bail!("{} does not exist on {}", disk.path.display(), host.name()) };
+        let Some(stat) = stat.stat() else {
+            if let Value::Tree(left) = &tree
+                && is_in_image(cx, disk, &files, left)?
+            {
+                return Ok(None);
+            }
+            bail!("{} does not exist on {}", disk.path.display(), host.name())
+        };
         let nodes = if let Value::Tree(nodes) = tree { nodes } else { Vec::new() };
         let is_layer =
-            |node: &&crate::exec::op::Node| node.kind == FileKind::File && is_layer_name(node.path.as_os_str());
+            |node: &&Node| node.kind == FileKind::File && is_layer_name(node.path.as_os_str());
         let layers: Vec<(OsString, u64)> =
             nodes.iter().filter(is_layer).map(|node| (node.path.clone().into_os_string(), node.size)).collect();
         let active = match link {
@@ -198,7 +226,7 @@ impl<'d> Back<'d> {
         if format != Some("raw") {
             back.read_layers(cx)?;
         }
-        Ok(back)
+        Ok(Some(back))
     }
 
     /// What the layers stand on, each of them on another one of the disk.
