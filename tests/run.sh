@@ -28,6 +28,7 @@ STEPS=(
     release
     installer
     conformance
+    crash
     demo
 )
 
@@ -113,6 +114,18 @@ conformance() {
     status=$?
     rm -rf -- "$one"
     return "$status"
+}
+
+# Kills at points, and cuts of the power, drawn anew from a seed that stands here; docs/reliability.md has the full runs.
+crash() {
+    [[ $EUID -eq 0 ]] || { echo 'run.sh: The crash harness mounts file systems and needs root' >&2; return 1; }
+    cargo build --quiet --locked --workspace || return 1
+    local -a xtask=(cargo run --quiet --locked --package xtask -- crash)
+    "${xtask[@]}" fs --who self --who children --cases 12 --sample 8 --seed 6 &&
+        "${xtask[@]}" qcow2 --who self --who children --cases 12 --sample 8 --seed 6 &&
+        "${xtask[@]}" qcow2 --who remote --cases 6 --sample 3 --seed 6 &&
+        "${xtask[@]}" fs --power ext4 --cases 4 --sample 8 --seed 6 &&
+        "${xtask[@]}" qcow2 --power ext4 --cases 4 --sample 8 --seed 6
 }
 
 demo() {

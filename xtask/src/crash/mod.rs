@@ -14,8 +14,9 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
@@ -38,6 +39,9 @@ use report::Row;
 use scenario::Choice;
 use tracer::Who;
 use world::{Ground, World};
+
+/// Set where this program has mounts of its own already.
+const OWN_MOUNTS: &str = "ONESTORE_CRASH_MOUNTS";
 
 /// What the command line says.
 #[derive(clap::Args)]
@@ -83,6 +87,12 @@ pub struct Args {
     /// Append every row as a line of JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Run nothing: read rows that were written with --json
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    report: Vec<PathBuf>,
+    /// Put the table into docs/reliability.md
+    #[arg(long)]
+    write: bool,
     /// Name the scenarios and stop
     #[arg(long)]
     list: bool,
@@ -121,12 +131,21 @@ pub fn hidden() -> Option<Result<ExitCode>> {
 /// # Errors
 /// The harness cannot run a scenario.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if !args.report.is_empty() {
+        return told(args, &report::read(&args.report)?);
+    }
     let cases = scenarios(args)?;
     if args.list {
         for case in &cases {
             println!("{:<28} {}", case.action(), case.id());
         }
         return Ok(ExitCode::SUCCESS);
+    }
+    // Whatever ends this program, its mounts go with it.
+    if std::env::var_os(OWN_MOUNTS).is_none() {
+        let mut own = Command::new("unshare");
+        own.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
+        return Err(own.env(OWN_MOUNTS, "yes").exec()).context("Cannot run unshare");
     }
     let installed = tree::Installed::new(args.binary.as_deref())?;
     let queue: Mutex<VecDeque<(&Case, Who)>> =
@@ -138,7 +157,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow::anyhow!("A worker panicked"))?)
     })?;
     let rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
-    print!("{}{}", report::text(&rows), report::failures(&rows));
+    told(args, &rows)
+}
+
+/// Prints the tables, and writes them where that is asked for.
+fn told(args: &Args, rows: &[Row]) -> Result<ExitCode> {
+    if args.write {
+        report::write(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reliability.md")), rows)?;
+    }
+    print!("{}{}", report::text(rows), report::failures(rows));
     let sum = |of: fn(&Row) -> usize| rows.iter().map(of).sum::<usize>();
     println!(
         "{} scenarios, {} points, {} kills, {} failures",

@@ -2,11 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::tracer::Who;
 use crate::conformance::case::Case;
+
+/// Marks of the table in a page.
+const BEGIN: &str = "<!-- cargo xtask crash --report … --write -->";
+const END: &str = "<!-- end of the table -->";
 
 /// One scenario.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -107,30 +113,76 @@ pub fn failures(rows: &[Row]) -> String {
     text
 }
 
-/// A line for each action and each who, as Markdown.
-pub fn markdown(rows: &[Row]) -> String {
-    let mut sums: BTreeMap<(&str, &str), (usize, usize, usize, usize, usize, f64)> = BTreeMap::new();
+/// Rows that were written as lines of JSON.
+///
+/// # Errors
+/// A file that cannot be read, or holds something else.
+pub fn read(files: &[PathBuf]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("Cannot read {}", file.display()))?;
+        for line in text.lines() {
+            rows.push(serde_json::from_str(line).with_context(|| format!("{} holds no rows", file.display()))?);
+        }
+    }
+    Ok(rows)
+}
+
+/// Puts the table into the page, between its marks.
+///
+/// # Errors
+/// The page cannot be read or written, or has no marks.
+pub fn write(page: &Path, rows: &[Row]) -> Result<()> {
+    let text = std::fs::read_to_string(page).with_context(|| format!("Cannot read {}", page.display()))?;
+    let (head, rest) = text.split_once(BEGIN).with_context(|| format!("{} has no line {BEGIN}", page.display()))?;
+    let (_, tail) = rest.split_once(END).with_context(|| format!("{} has no line {END}", page.display()))?;
+    Ok(std::fs::write(page, format!("{head}{BEGIN}\n\n{}\n{END}{tail}", markdown(rows)))?)
+}
+
+/// A line for each action and each way to disturb it, as Markdown.
+fn markdown(rows: &[Row]) -> String {
+    let mut sums: BTreeMap<(&str, &str), Sum> = BTreeMap::new();
+    let mut all = Sum::default();
     for row in rows {
-        let sum = sums.entry((&row.action, &row.who)).or_default();
-        sum.0 += 1;
-        sum.1 += row.points;
-        sum.2 += row.killed;
-        sum.3 += row.orphans;
-        sum.4 += row.failures.len();
-        sum.5 += row.seconds;
+        sums.entry((&row.action, &row.who)).or_default().add(row);
+        all.add(row);
     }
     let mut text = String::from(
-        "| action | killed | variants | points | kills | whole, untold | failures | seconds |\n|---|---|---|---|---|---|---|---|\n",
+        "| action | disturbed | variants | points | tried | answered \"done already\" | whole, untold | failures |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|\n",
     );
-    let mut all = (0, 0, 0, 0, 0, 0.0);
     for ((action, who), sum) in &sums {
-        let _ = writeln!(
-            text,
-            "| `{action}` | {who} | {} | {} | {} | {} | {} | {:.0} |",
-            sum.0, sum.1, sum.2, sum.3, sum.4, sum.5
-        );
-        all = (all.0 + sum.0, all.1 + sum.1, all.2 + sum.2, all.3 + sum.3, all.4 + sum.4, all.5 + sum.5);
+        let _ = writeln!(text, "| `{action}` | {who} | {sum}");
     }
-    let _ = writeln!(text, "| all | | {} | {} | {} | {} | {} | {:.0} |", all.0, all.1, all.2, all.3, all.4, all.5);
+    let _ = writeln!(text, "| **all** | | {all}");
     text
+}
+
+/// Sums of rows.
+#[derive(Default)]
+struct Sum {
+    variants: usize,
+    points: usize,
+    killed: usize,
+    done: usize,
+    orphans: usize,
+    failures: usize,
+}
+
+impl Sum {
+    fn add(&mut self, row: &Row) {
+        self.variants += 1;
+        self.points += row.points;
+        self.killed += row.killed;
+        self.done += row.done_already;
+        self.orphans += row.orphans;
+        self.failures += row.failures.len();
+    }
+}
+
+impl std::fmt::Display for Sum {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { variants, points, killed, done, orphans, failures } = self;
+        write!(f, "{variants} | {points} | {killed} | {done} | {orphans} | {failures} |")
+    }
 }

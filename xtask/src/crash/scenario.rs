@@ -16,7 +16,7 @@ use crate::conformance::expect::plain_lines;
 use crate::conformance::process::Ran;
 
 /// What a repeated action may answer when the killed run had done everything but say so.
-const DONE_ALREADY: [&str; 4] = ["does not exist", "no layer", "is missing", "No such file"];
+const DONE_ALREADY: [&str; 5] = ["does not exist", "exists already", "no layer", "is missing", "No such file"];
 
 /// How the points of a scenario are chosen.
 #[derive(Clone, Copy, Debug)]

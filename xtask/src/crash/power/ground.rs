@@ -66,41 +66,31 @@ impl Kind {
 /// A file system that is mounted from a file; it is taken off when this is dropped.
 pub struct Mounted {
     at: PathBuf,
-    device: String,
 }
 
 impl Mounted {
-    /// Mounts the file system in `file` at `at`.
+    /// Mounts the file system in `file` at `at`, by a loop device that goes with the mount.
     ///
     /// # Errors
     /// No loop device, or the file system is damaged.
     pub fn new(kind: Kind, file: &Path, at: &Path) -> Result<Self> {
-        let ran = Command::new("losetup").args(["--find", "--show"]).arg(file).output().context("Cannot run losetup")?;
-        if !ran.status.success() {
-            bail!("losetup failed: {}", String::from_utf8_lossy(&ran.stderr).trim());
-        }
-        let device = String::from_utf8_lossy(&ran.stdout).trim().to_owned();
-        let mounted = Self { at: at.to_owned(), device };
-        tool(Command::new("mount").args(["-t", "ext4", "-o", kind.options()]).arg(&mounted.device).arg(at))?;
-        Ok(mounted)
+        let options = format!("loop,{}", kind.options());
+        tool(Command::new("mount").args(["-t", "ext4", "-o", &options]).arg(file).arg(at))?;
+        Ok(Self { at: at.to_owned() })
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let off = |command: &mut Command| tool(command);
         // Something of a call may still be closing its files.
         let umounted = (0..40).any(|_| {
-            let done = off(Command::new("umount").arg(&self.at)).is_ok();
+            let done = tool(Command::new("umount").arg(&self.at)).is_ok();
             if !done {
                 std::thread::sleep(std::time::Duration::from_millis(50));
             }
             done
         });
-        if !umounted {
-            let _ = off(Command::new("umount").arg("-l").arg(&self.at));
-        }
-        if let Err(error) = off(Command::new("losetup").arg("-d").arg(&self.device)) {
+        if !umounted && let Err(error) = tool(Command::new("umount").arg("-l").arg(&self.at)) {
             eprintln!("xtask: {error:#}");
         }
     }
