@@ -117,7 +117,9 @@ pub fn run(cx: &Cx<'_>, request: &TmRequest, keeping: Keeping, act: Act) -> Resu
     // A run that was killed had done everything but clear up. An action with work of its own clears up before it.
     if let (Some(staged), false) = (staged, phases.iter().any(|phase| matches!(phase, Phase::Files(_)))) {
         let ops = [lock.clone()].into_iter().chain(staging.prepare(staged)).chain(staging.leave());
-        cx.apply(Step::new(host, "Clear away what a run left that was killed", ops).undo(staging.leave()).or_say(&failure))?;
+        cx.apply(
+            Step::new(host, "Clear away what a run left that was killed", ops).undo(staging.leave()).or_say(&failure),
+        )?;
     }
     for phase in phases {
         let files = match (phase, &running) {
@@ -135,7 +137,8 @@ pub fn run(cx: &Cx<'_>, request: &TmRequest, keeping: Keeping, act: Act) -> Resu
             let digest = with_suffix(&query.names.origin, ".md5sum");
             before.push(Op::Remove { path: digest, tree: false, must_exist: false });
         }
-        let script = Script { host, failure: &failure, lock: lock.clone(), before, files: &files, leave: staging.leave() };
+        let script =
+            Script { host, failure: &failure, lock: lock.clone(), before, files: &files, leave: staging.leave() };
         match running.as_ref().filter(|_| query.style == Style::Copies && act == Act::CreateLive) {
             Some(running) => script.run_frozen(running)?,
             None => script.run(cx)?,

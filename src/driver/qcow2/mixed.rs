@@ -201,8 +201,7 @@ impl<'d> Back<'d> {
             bail!("{} does not exist on {}", disk.path.display(), host.name())
         };
         let nodes = if let Value::Tree(nodes) = tree { nodes } else { Vec::new() };
-        let is_layer =
-            |node: &&Node| node.kind == FileKind::File && is_layer_name(node.path.as_os_str());
+        let is_layer = |node: &&Node| node.kind == FileKind::File && is_layer_name(node.path.as_os_str());
         let layers: Vec<(OsString, u64)> =
             nodes.iter().filter(is_layer).map(|node| (node.path.clone().into_os_string(), node.size)).collect();
         let active = match link {

@@ -44,6 +44,8 @@ use world::{Ground, World};
 const OWN_MOUNTS: &str = "ONESTORE_CRASH_MOUNTS";
 
 /// What the command line says.
+// Every switch is one that a person types: there is nothing to group.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(clap::Args)]
 pub struct Args {
     /// The family of cases: a directory below tests/conformance
@@ -144,7 +146,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     // Whatever ends this program, its mounts go with it.
     if std::env::var_os(OWN_MOUNTS).is_none() {
         let mut own = Command::new("unshare");
-        own.args(["--mount", "--propagation", "private"]).arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
+        own.args(["--mount", "--propagation", "private"])
+            .arg(std::env::current_exe()?)
+            .args(std::env::args_os().skip(1));
         return Err(own.env(OWN_MOUNTS, "yes").exec()).context("Cannot run unshare");
     }
     let installed = tree::Installed::new(args.binary.as_deref())?;
@@ -224,7 +228,14 @@ fn worker(args: &Args, tree: &Tree, queue: &Mutex<VecDeque<(&Case, Who)>>, rows:
             let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file)?;
             writeln!(file, "{}", serde_json::to_string(&row)?)?;
         }
-        eprintln!("{:<26} {:<44} {:>5} points {:>3} failures {:>6.1} s", row.action, row.variant, row.points, row.failures.len(), row.seconds);
+        eprintln!(
+            "{:<26} {:<44} {:>5} points {:>3} failures {:>6.1} s",
+            row.action,
+            row.variant,
+            row.points,
+            row.failures.len(),
+            row.seconds
+        );
         eprint!("{}", report::failures(std::slice::from_ref(&row)));
         rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
     }
@@ -233,7 +244,11 @@ fn worker(args: &Args, tree: &Tree, queue: &Mutex<VecDeque<(&Case, Who)>>, rows:
 fn one(args: &Args, case: &Case, tree: &Tree, choice: Choice, servers: &mut Vec<(Who, Sshd)>) -> Result<Row> {
     if let Some(kind) = args.power {
         let tree = with_agent(args, tree);
-        return power::replay(case, &tree, power::Choice { kind, most: args.sample.unwrap_or(usize::MAX), seed: args.seed, forgetful: args.forgetful });
+        return power::replay(
+            case,
+            &tree,
+            power::Choice { kind, most: args.sample.unwrap_or(usize::MAX), seed: args.seed, forgetful: args.forgetful },
+        );
     }
     let kind = if choice.who == Who::Remote { Who::Remote } else { Who::Itself };
     let wanted = case.needs_bridge() && (args.ssh || kind == Who::Remote);
@@ -258,7 +273,9 @@ fn server(args: &Args, tree: &Tree, who: Who) -> Result<Sshd> {
             let me = std::env::current_exe().context("Cannot find this binary")?;
             format!("ForceCommand '{}' {} '{agent}' '{{dir}}/remote.json'\n", me.display(), remote::WORD)
         }
-        _ if args.far == Far::Agent => format!("ForceCommand SCRIPTS_REMOTE_DIR='{agent}' sh -c \"$SSH_ORIGINAL_COMMAND\"\n"),
+        _ if args.far == Far::Agent => {
+            format!("ForceCommand SCRIPTS_REMOTE_DIR='{agent}' sh -c \"$SSH_ORIGINAL_COMMAND\"\n")
+        }
         _ => String::new(),
     };
     Sshd::start_as(&[], "", &command)

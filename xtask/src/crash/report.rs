@@ -90,7 +90,15 @@ pub fn text(rows: &[Row]) -> String {
         let _ = writeln!(
             text,
             "{:<26} {:<44} {:<8} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7.1}",
-            row.action, row.variant, row.who, row.points, row.killed, row.done_already, row.orphans, row.failures.len(), row.seconds
+            row.action,
+            row.variant,
+            row.who,
+            row.points,
+            row.killed,
+            row.done_already,
+            row.orphans,
+            row.failures.len(),
+            row.seconds
         );
     }
     text
@@ -101,7 +109,11 @@ pub fn failures(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows {
         for failure in &row.failures {
-            let _ = writeln!(text, "{} {}: {} killed at {}: {}", row.action, row.variant, row.who, failure.number, failure.point);
+            let _ = writeln!(
+                text,
+                "{} {}: {} killed at {}: {}",
+                row.action, row.variant, row.who, failure.number, failure.point
+            );
             for wrong in &failure.wrong {
                 let _ = writeln!(text, "    {wrong}");
             }

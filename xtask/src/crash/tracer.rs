@@ -30,7 +30,7 @@ pub const WORD: &str = "crash-traced";
 /// How long processes may outlive the first one.
 const GRACE: Duration = Duration::from_secs(15);
 /// How long a run may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// Whose calls are counted, and who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -87,7 +87,8 @@ pub fn become_traced(words: &[OsString]) -> Result<std::convert::Infallible> {
     ptrace::traceme().context("Cannot be traced")?;
     raise(Signal::SIGSTOP)?;
     let rules: BTreeMap<i64, Vec<_>> = calls::numbers().map(|number| (number, Vec::new())).collect();
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Trace(0), std::env::consts::ARCH.try_into()?)?;
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Trace(0), std::env::consts::ARCH.try_into()?)?;
     let filter: BpfProgram = filter.try_into()?;
     seccompiler::apply_filter(&filter).context("Cannot put up the filter")?;
     Err(Command::new(program).args(arguments).exec()).with_context(|| format!("Cannot run {}", program.display()))
@@ -135,7 +136,11 @@ pub fn follow(child: &Child, who: Who, plan: &mut dyn Plan) -> Result<Trace> {
             | Options::PTRACE_O_TRACEEXEC
             | Options::PTRACE_O_TRACESECCOMP,
     )?;
-    let shared = Arc::new(Mutex::new(Shared { first: first.as_raw(), until: Some(Instant::now() + LIMIT), ..Shared::default() }));
+    let shared = Arc::new(Mutex::new(Shared {
+        first: first.as_raw(),
+        until: Some(Instant::now() + LIMIT),
+        ..Shared::default()
+    }));
     lock(&shared).traced.insert(first.as_raw());
     let watchdog = {
         let shared = Arc::clone(&shared);
@@ -189,7 +194,8 @@ fn events(first: Pid, who: Who, plan: &mut dyn Plan, shared: &Mutex<Shared>, tra
             }
             WaitStatus::PtraceEvent(pid, _, event) => {
                 known.insert(pid.as_raw());
-                let made = [libc::PTRACE_EVENT_CLONE, libc::PTRACE_EVENT_FORK, libc::PTRACE_EVENT_VFORK].contains(&event);
+                let made =
+                    [libc::PTRACE_EVENT_CLONE, libc::PTRACE_EVENT_FORK, libc::PTRACE_EVENT_VFORK].contains(&event);
                 if made && let Ok(new) = ptrace::getevent(pid) {
                     let new = i32::try_from(new)?;
                     known.insert(new);

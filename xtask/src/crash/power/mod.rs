@@ -41,8 +41,13 @@ pub struct Choice {
 }
 
 /// Words before a command whose calls to sync do nothing and succeed.
-const FORGETFUL: [&str; 5] =
-    ["strace", "-f", "-o/dev/null", "-etrace=fsync,fdatasync,syncfs,sync", "-einject=fsync,fdatasync,syncfs,sync:retval=0"];
+const FORGETFUL: [&str; 5] = [
+    "strace",
+    "-f",
+    "-o/dev/null",
+    "-etrace=fsync,fdatasync,syncfs,sync",
+    "-einject=fsync,fdatasync,syncfs,sync:retval=0",
+];
 
 /// A moment of a power cut.
 struct Cut {
@@ -60,11 +65,11 @@ struct Cut {
 pub fn replay(case: &Case, tree: &Tree, choice: Choice) -> Result<Row> {
     let begin = Instant::now();
     let mut row = Row::new(case, super::tracer::Who::Itself);
-    row.who = match choice.kind {
+    let who = match choice.kind {
         Kind::Ext4 => "power, ext4",
         Kind::Ext2 => "power, no journal",
-    }
-    .to_owned();
+    };
+    who.clone_into(&mut row.who);
     let here = Ground::memory()?;
     let at = |name: &str| here.path().join(name);
     for name in ["disk", "fs"] {
@@ -85,7 +90,8 @@ pub fn replay(case: &Case, tree: &Tree, choice: Choice) -> Result<Row> {
         row.killed += 1;
         if !wrong.is_empty() {
             let when = if moment.done { "after success" } else { "while it ran" };
-            let point = format!("{when}, behind {} of {} events, {}", moment.events, recorded.events.len(), moment.fate);
+            let point =
+                format!("{when}, behind {} of {} events, {}", moment.events, recorded.events.len(), moment.fate);
             row.failures.push(Failure { number: number + 1, point, wrong, stderr: String::new() });
             if row.failures.len() >= 6 {
                 break;
@@ -147,7 +153,13 @@ fn record<'a>(case: &'a Case, tree: &Tree, choice: Choice, at: [&Path; 3]) -> Re
     let (other, _) = State::take(&root)?.with_names(&before, &reply(&ran.stdout));
     let differs = |name: &&String| after.paths.get(*name) != other.paths.get(*name);
     let varying = after.paths.keys().filter(differs).cloned().collect();
-    Ok(Some(Recorded { world, reference: Reference { before, guests, after, guests_after, varying }, base, events, over }))
+    Ok(Some(Recorded {
+        world,
+        reference: Reference { before, guests, after, guests_after, varying },
+        base,
+        events,
+        over,
+    }))
 }
 
 /// Moments of cuts: around every flush, with what the disk may have made of the writes since the one before; and after
