@@ -101,6 +101,9 @@ const CALLS: &[(i64, &str, When)] = &[
 /// `FICLONE`, `FICLONERANGE`, `FIDEDUPERANGE`, `BLKDISCARD`, `BLKZEROOUT` (linux/fs.h).
 const IOCTLS: [u64; 5] = [0x4004_9409, 0x4020_940d, 0xc018_9436, 0x1277, 0x127f];
 
+/// Commands of `fcntl` that set a lock.
+const LOCKS: [i32; 4] = [libc::F_SETLK, libc::F_SETLKW, libc::F_OFD_SETLK, libc::F_OFD_SETLKW];
+
 /// Numbers of the calls at which a process has to be stopped.
 pub fn numbers() -> impl Iterator<Item = i64> {
     CALLS.iter().map(|(number, _, _)| *number)
@@ -143,7 +146,7 @@ pub fn of(pid: Pid) -> Result<Option<Call>> {
         Ioctl => IOCTLS.contains(&(args[1] & 0xffff_ffff)),
         Forks => args[0] & thread == 0,
         ForksBy => word(pid, args[0])? & thread == 0,
-        Fcntl => [libc::F_SETLK, libc::F_SETLKW, libc::F_OFD_SETLK, libc::F_OFD_SETLKW].contains(&(args[1] as i32)),
+        Fcntl => LOCKS.iter().any(|lock| i64::from(*lock) == args[1].cast_signed()),
     };
     if !counts {
         return Ok(None);
@@ -193,6 +196,6 @@ fn text(pid: Pid, address: u64) -> String {
 }
 
 fn descriptor(pid: Pid, number: u64) -> String {
-    let link = fs::read_link(format!("/proc/{pid}/fd/{}", number as u32));
+    let link = fs::read_link(format!("/proc/{pid}/fd/{}", number & 0xffff_ffff));
     link.map(|path| path.display().to_string()).unwrap_or_default()
 }

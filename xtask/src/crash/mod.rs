@@ -44,6 +44,8 @@ use world::{Ground, World};
 const OWN_MOUNTS: &str = "ONESTORE_CRASH_MOUNTS";
 
 /// What the command line says.
+// Every switch is one that a person types: there is nothing to group.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(clap::Args)]
 pub struct Args {
     /// The family of cases: a directory below tests/conformance

@@ -268,3 +268,58 @@ fn shown(entry: &Entry) -> String {
         Kind::Other => "something else".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(paths: &[(&str, &str)]) -> State {
+        let entry = |text: &str| match text {
+            "dir" => Kind::Dir,
+            text => Kind::File { digest: format!("{text:8}"), size: text.len() as u64 },
+        };
+        let paths = paths.iter().map(|(name, text)| ((*name).to_owned(), Entry { kind: entry(text), mode: 0o644 }));
+        State { paths: paths.collect() }
+    }
+
+    fn lost(before: &[(&str, &str)], after: &[(&str, &str)], now: &[(&str, &str)]) -> Vec<String> {
+        let reference = Reference {
+            before: state(before),
+            guests: BTreeMap::new(),
+            after: state(after),
+            guests_after: BTreeMap::new(),
+            varying: Vec::new(),
+        };
+        reference.lost(Path::new("/nowhere"), &state(now), &Drawn::default())
+    }
+
+    #[test]
+    fn old_or_new_and_nothing_else() {
+        let (old, new) = ([("d", "dir"), ("d/a", "one"), ("d/b", "x")], [("d", "dir"), ("d/a", "two"), ("d/b", "x")]);
+        assert_eq!(lost(&old, &new, &old), Vec::<String>::new());
+        assert_eq!(lost(&old, &new, &new), Vec::<String>::new());
+        assert_eq!(
+            lost(&old, &new, &[("d", "dir"), ("d/a", "tw"), ("d/b", "x")]),
+            ["d/a is neither as it was nor as it becomes"]
+        );
+        assert_eq!(lost(&old, &new, &[("d", "dir"), ("d/b", "x")]), ["d/a is gone"]);
+        assert_eq!(lost(&old, &new, &[]), ["d/a is gone", "d/b is gone"]);
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_not_lost_and_half_a_new_file_is_seen() {
+        assert_eq!(lost(&[("a", "one")], &[("b", "one")], &[("c", "one")]), Vec::<String>::new());
+        assert_eq!(lost(&[], &[("b", "one")], &[("b", "on")]), ["b has its name and is not whole"]);
+        assert_eq!(lost(&[], &[("b", "one")], &[(".onestore/b", "on")]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn drawn_names_are_told_from_old_ones() {
+        let (old, new) = ("0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210");
+        let before = state(&[(old, "one")]);
+        let (named, drawn) =
+            state(&[(old, "one"), (new, "two"), (&format!(".onestore/{new}.part"), "two")]).with_names(&before, "");
+        assert_eq!(named, state(&[(old, "one"), ("NEW1", "two"), (".onestore/NEW1.part", "two")]));
+        assert_eq!(drawn.real("NEW1"), new);
+    }
+}

@@ -30,7 +30,7 @@ pub const WORD: &str = "crash-traced";
 /// How long processes may outlive the first one.
 const GRACE: Duration = Duration::from_secs(15);
 /// How long a run may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// Whose calls are counted, and who is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -182,7 +182,7 @@ impl<'a> World<'a> {
             env: self.env(call)?,
             cwd: &self.root().join("one/var"),
             stdin: payload::stdin(call, &self.vars)?,
-            limit: Duration::from_secs(60),
+            limit: Duration::from_secs(90),
             kill: None,
         })
     }

@@ -14,7 +14,7 @@ use fuser::{
 /// Name of the file.
 pub const NAME: &str = "disk";
 
-const TTL: Duration = Duration::from_secs(3600);
+const TTL: Duration = Duration::from_secs(5000);
 const FILE: INodeNo = INodeNo(2);
 
 /// What the file system above asked for.

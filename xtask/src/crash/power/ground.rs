@@ -155,3 +155,40 @@ pub fn cut(file: &Path, base: &[u8], events: &[Event], count: usize, fate: Fate)
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(count: usize, fate: Fate) -> Vec<u8> {
+        let block = |byte: u8| vec![byte; SECTOR];
+        let events = [
+            Event::Write(0, block(1)),
+            Event::Flush,
+            Event::Write(SECTOR as u64, [block(2), block(3)].concat()),
+            Event::Write(0, block(4)),
+            Event::Flush,
+        ];
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("image");
+        cut(&file, &vec![0; 4 * SECTOR], &events, count, fate).expect("writes");
+        let bytes = fs::read(file).expect("reads");
+        bytes.chunks(SECTOR).map(|sector| sector[0]).collect()
+    }
+
+    #[test]
+    fn what_was_flushed_stays_and_the_rest_is_open() {
+        assert_eq!(after(0, Fate::All), [0, 0, 0, 0]);
+        assert_eq!(after(1, Fate::None), [0, 0, 0, 0]);
+        assert_eq!(after(1, Fate::All), [1, 0, 0, 0]);
+        assert_eq!(after(4, Fate::None), [1, 0, 0, 0]);
+        assert_eq!(after(4, Fate::All), [4, 2, 3, 0]);
+        assert_eq!(after(5, Fate::None), [4, 2, 3, 0]);
+    }
+
+    #[test]
+    fn parts_of_writes_survive_in_every_mixture() {
+        let mixtures: std::collections::BTreeSet<_> = (0..200).map(|seed| after(4, Fate::Some(seed))).collect();
+        assert_eq!(mixtures.len(), 8, "three sectors, each written or not: {mixtures:?}");
+    }
+}

@@ -65,11 +65,11 @@ struct Cut {
 pub fn replay(case: &Case, tree: &Tree, choice: Choice) -> Result<Row> {
     let begin = Instant::now();
     let mut row = Row::new(case, super::tracer::Who::Itself);
-    row.who = match choice.kind {
+    let who = match choice.kind {
         Kind::Ext4 => "power, ext4",
         Kind::Ext2 => "power, no journal",
-    }
-    .to_owned();
+    };
+    who.clone_into(&mut row.who);
     let here = Ground::memory()?;
     let at = |name: &str| here.path().join(name);
     for name in ["disk", "fs"] {
