@@ -133,7 +133,7 @@ impl Way {
 struct Parts<'a> {
     journey: &'a Journey<'a>,
     loads: &'a [Load],
-    parts: Vec<PathBuf>,
+    staged: Vec<PathBuf>,
     /// What gives the unfinished copies of runs that are dead our names.
     adopt: Vec<Op>,
 }
@@ -166,7 +166,7 @@ impl<'a> Parts<'a> {
             }
             parts.push(part);
         }
-        Ok(Self { journey, loads, parts, adopt })
+        Ok(Self { journey, loads, staged: parts, adopt })
     }
 
     fn take_up(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
@@ -180,7 +180,7 @@ impl<'a> Parts<'a> {
     fn travel(&self, cx: &Cx<'_>, way: Way, failure: &str) -> Result<Report> {
         let Journey { from, to, sparse } = *self.journey;
         let name = |host: &Arc<dyn Host>| Some(host.name().to_owned()).filter(|name| !name.is_empty());
-        let files = self.loads.iter().zip(&self.parts);
+        let files = self.loads.iter().zip(&self.staged);
         let settings = cx.settings;
         let carry = Carry {
             source: name(from).filter(|_| way == Way::Here),
@@ -233,7 +233,7 @@ impl<'a> Parts<'a> {
     /// Everything has arrived: it goes to where the caller wants it.
     fn put(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
         let (mut ops, mut undo) = (Vec::new(), Vec::new());
-        for (load, part) in self.loads.iter().zip(&self.parts) {
+        for (load, part) in self.loads.iter().zip(&self.staged) {
             ops.push(Op::Remove { path: journal_of(part), tree: false, must_exist: false });
             if *part != load.to {
                 ops.push(Op::Rename { from: part.clone(), to: load.to.clone() });
@@ -248,7 +248,7 @@ impl<'a> Parts<'a> {
     /// No later run could go on with what is there.
     fn give_up(&self, cx: &Cx<'_>) {
         let ops: Vec<Op> =
-            self.parts.iter().flat_map(|part| [remove(part.clone()), remove(journal_of(part))]).collect();
+            self.staged.iter().flat_map(|part| [remove(part.clone()), remove(journal_of(part))]).collect();
         let step = Step::new(self.journey.to, "Remove what has arrived", []).undo(ops);
         cx.on_failure(step);
     }
@@ -270,7 +270,8 @@ fn key(journey: &Journey<'_>, load: &Load) -> String {
         digest.update(part.len().to_le_bytes());
         digest.update(part);
     }
-    digest.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+    let number = digest.finalize().iter().take(16).fold(0_u128, |number, byte| (number << 8) | u128::from(*byte));
+    format!("{number:032x}")
 }
 
 /// What a driving host said.

@@ -175,7 +175,7 @@ impl<'a> Job<'a> {
         let digest = whole(self.identity.size, digests.iter());
         Ok(Arrived {
             size: self.identity.size,
-            digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            digest: blake3::Hash::from(digest).to_hex().to_string(),
             data: self.data,
             resumed: self.resumed.load(Ordering::Relaxed),
             sent: self.sent.load(Ordering::Relaxed),

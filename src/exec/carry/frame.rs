@@ -75,6 +75,7 @@ pub struct Head {
 }
 
 /// What no frame of ours is.
+#[must_use]
 pub fn bad(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("The other end sent {what}"))
 }

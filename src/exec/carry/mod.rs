@@ -170,7 +170,9 @@ impl Failure {
         let why = match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Why::NoSpace,
             io::ErrorKind::UnexpectedEof => Why::Changed,
-            _ if error.get_ref().is_some_and(|inner| inner.is::<super::control::Stopped>()) => Why::Lost,
+            _ if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<super::control::Stopped>) => {
+                Why::Lost
+            }
             _ => Why::Other,
         };
         let error = error.to_string();
