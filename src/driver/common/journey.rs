@@ -5,7 +5,7 @@
 //! ends. Whoever called gives it its name, and only then removes what it came from (`docs/transfers.md`).
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -151,7 +151,7 @@ impl<'a> Parts<'a> {
                 continue;
             };
             let base = dir.parent().unwrap_or(dir);
-            let key = key(journey, load);
+            let key = key(journey, load, base);
             let part = staging::staging_path(base, &me, &staging::journey_name(&key));
             if listed.as_ref().is_none_or(|(of, _)| of != dir) {
                 listed = Some((dir.to_owned(), cx.ask(journey.to, Op::List { path: dir.to_owned() })?));
@@ -261,12 +261,15 @@ fn files_of(loads: &[Load]) -> String {
     }
 }
 
-/// What is copied to where, the same for every run.
-fn key(journey: &Journey<'_>, load: &Load) -> String {
+/// What is copied to where, the same for every run: the target below its datastore, and the end of the source's path. It
+/// only finds what may be gone on with; whether it is of this very source is for its journal to say.
+fn key(journey: &Journey<'_>, load: &Load, base: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
-    let to = staging::without_owner(&load.to);
+    let to = staging::without_owner(load.to.strip_prefix(base).unwrap_or(&load.to));
+    let from: Vec<_> = load.from.components().rev().take(3).collect();
+    let from: PathBuf = from.into_iter().rev().collect();
     let mut digest = Sha256::new();
-    for part in [journey.from.name().as_bytes(), load.from.as_os_str().as_bytes(), to.as_os_str().as_bytes()] {
+    for part in [journey.from.name().as_bytes(), from.as_os_str().as_bytes(), to.as_os_str().as_bytes()] {
         digest.update(part.len().to_le_bytes());
         digest.update(part);
     }
