@@ -21,7 +21,7 @@ pub mod qcow2;
 
 #[cfg(any(test, fuzzing))]
 pub use common::fuzz::places;
-pub use common::live;
+pub use common::{journey, live};
 
 /// Every storage family, in the order in which tables show them.
 pub static DRIVERS: &[&Driver] = &[&fs::DRIVER, &qcow2::DRIVER, &dummy::DATASTORE, &dummy::TM];
