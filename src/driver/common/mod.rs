@@ -13,8 +13,13 @@
 //! - [`judge`]: a file where it lies, before a program opens it.
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
 //! - [`live`]: storage operations on running domains.
+//! - [`monitor_ds`]: sizes of disks, told on a host.
+//! - [`sizes`]: what disks and snapshots occupy.
 //! - [`snapshot`], [`running`]: snapshots of disks, and the domain that has a part in them.
 //! - [`trees`]: what becomes of a directory that is copied.
+//! - [`migrate_host`]: live migration between hosts with storage of their own.
+//! - [`monitored`]: whether a host tells the sizes of disks.
+//! - [`one_directory`]: whether two hosts see one directory.
 //! - [`nfs`]: datastores that are mounted on demand, by a datastore for a moment.
 //! - [`nfs_host`]: the same by a host, for its VMs.
 
@@ -35,11 +40,16 @@ pub mod judge;
 pub mod layers;
 pub mod live;
 pub mod migrate;
+pub mod migrate_host;
+pub mod monitor_ds;
+pub mod monitored;
 pub mod mv_host;
 pub mod nfs;
 pub mod nfs_host;
+pub mod one_directory;
 pub mod resize;
 pub mod running;
+pub mod sizes;
 pub mod snapshot;
 pub mod trees;
 pub mod volatile;
