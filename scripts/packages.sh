@@ -2,6 +2,7 @@
 # scripts/packages.sh SET…: installs what is missing on this machine for
 #
 #   build   a C compiler and what the vendored C libraries need to compile
+#   fuzz    what libFuzzer needs to compile
 #   musl    the C compiler wrapper for static musl binaries
 #   run     the programs that the drivers start
 #   test    what the tests need beyond that: file systems, an ssh server, loop devices
@@ -14,6 +15,8 @@ set -euo pipefail
 export LC_ALL=C PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 POLICY=/usr/sbin/policy-rc.d
+# Where a kernel for guests is kept, and the modules that it needs.
+GUEST=/usr/local/share/onestore-lab
 
 # need TEST PACKAGE: one package (Debian's name), and the shell test that tells that it is there.
 MISSING=()
@@ -28,6 +31,10 @@ collect() {
         need 'test -e /usr/include/stdio.h' libc6-dev
         # OpenSSL's Configure: Debian's always present perl-base lacks these modules.
         need 'perl -MIPC::Cmd -MFindBin -MFile::Compare -MTime::Piece -e 1' perl
+        ;;
+    fuzz)
+        # libFuzzer is C++.
+        need 'has g++' g++
         ;;
     musl)
         need 'has musl-gcc' musl-tools
@@ -63,9 +70,14 @@ collect() {
         need 'has virsh' libvirt-clients
         need 'has ip' iproute2
         need 'has setpriv && has nsenter' util-linux
+        need 'has xorriso' xorriso
+        # A guest with an agent: see docs/lab.md.
+        need 'has busybox' busybox-static
+        need 'has qemu-ga' qemu-guest-agent
+        need "test -e $GUEST/vmlinuz" linux-image-cloud-amd64
         ;;
     *)
-        echo "packages.sh: Unknown set '$1': build, musl, run, test and hypervisor exist" >&2
+        echo "packages.sh: Unknown set '$1': build, fuzz, musl, run, test and hypervisor exist" >&2
         exit 2
         ;;
     esac
@@ -110,11 +122,32 @@ esac
 EOF
 }
 
+# A kernel for guests: only its files. Installed, it would bring systemd and make a ramdisk that nobody boots.
+kernel() {
+    cat <<'EOF'
+case " $* " in
+*' linux-image-cloud-amd64 '*)
+    for package in "$@"; do shift; [ "$package" = linux-image-cloud-amd64 ] || set -- "$@" "$package"; done
+    image=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    work=$(mktemp -d)
+    (cd "$work" && apt-get -qq -o APT::Sandbox::User=root download "$image" && dpkg-deb -x ./*.deb files)
+    mkdir -p "$GUEST"/modules
+    for module in virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk virtio_console; do
+        find "$work/files/lib/modules" "$work/files/usr/lib/modules" -name "$module.ko*" -exec cp {} "$GUEST"/modules/ \; 2>/dev/null || true
+    done
+    xz -dqf "$GUEST"/modules/*.xz 2>/dev/null || true
+    cp "$work"/files/boot/vmlinuz-* "$GUEST"/vmlinuz.new
+    mv "$GUEST"/vmlinuz.new "$GUEST"/vmlinuz
+    rm -rf -- "$work" ;;
+esac
+EOF
+}
+
 as_root=()
 main() {
     local only_list=no set
     if [[ ${1-} == --missing ]]; then only_list=yes; shift; fi
-    [[ $# -gt 0 ]] || { echo 'packages.sh: No set given: build, musl, run, test and hypervisor exist' >&2; exit 2; }
+    [[ $# -gt 0 ]] || { echo 'packages.sh: No set given: build, fuzz, musl, run, test and hypervisor exist' >&2; exit 2; }
     for set in "$@"; do collect "$set"; done
     [[ ${#MISSING[@]} -gt 0 ]] || return 0
     if [[ $only_list == yes ]]; then
@@ -135,11 +168,12 @@ main() {
         fi
     fi
     echo "Installing packages: ${MISSING[*]}" >&2
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive LC_ALL=C sh -c "set -e
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive LC_ALL=C GUEST="$GUEST" sh -c "set -e
 $(forbid_daemons)
 apt-get -qq update
 $(backports)
-apt-get -qq -y --no-remove --no-install-recommends -o Dpkg::Use-Pty=0 install \"\$@\" </dev/null
+$(kernel)
+[ \$# -eq 0 ] || apt-get -qq -y --no-remove --no-install-recommends -o Dpkg::Use-Pty=0 install \"\$@\" </dev/null
 [ -z \"\${dir-}\" ] || rm -rf -- \"\$dir\""  packages "${MISSING[@]}" >&2 || {
         echo "packages.sh: apt-get could not install ${MISSING[*]}: see above; install them by hand, then run this again" >&2
         exit 1

@@ -29,6 +29,8 @@ pub mod dispatch;
 pub mod downloader;
 pub mod driver;
 pub mod exec;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod image;
 pub mod invocation;
 pub mod location;

@@ -143,8 +143,13 @@ fn shell_word(text: &str) -> String {
         match (quote, c) {
             (None, '\'' | '"') => quote = Some(c),
             (Some(q), c) if q == c => quote = None,
-            (None | Some('"'), '\\') => out.extend(chars.next()),
-            (None, c) if c.is_whitespace() || c == ';' => break,
+            (None, '\\') => out.extend(chars.next()),
+            // There a backslash quotes only what means something.
+            (Some('"'), '\\') => match chars.next() {
+                Some(c @ ('$' | '`' | '"' | '\\')) => out.push(c),
+                other => out.extend(['\\'].into_iter().chain(other)),
+            },
+            (None, ' ' | '\t' | '\r' | ';') => break,
             (_, c) => out.push(c),
         }
     }
@@ -165,6 +170,12 @@ mod tests {
         assert_eq!(conf["FS_OPTS_ext4"], "-O x");
         assert_eq!(conf["B"], "$(id)");
         assert_eq!(conf.len(), 5);
+    }
+
+    #[test]
+    fn words_are_those_of_a_shell() {
+        let conf = parse_conf("A=\"a\\b \\\"c\\\" \\$d\"\nB=a\\b\nC=a\u{a0}b c\n");
+        assert_eq!((conf["A"].as_str(), conf["B"].as_str(), conf["C"].as_str()), ("a\\b \"c\" $d", "ab", "a\u{a0}b"));
     }
 
     #[test]

@@ -552,7 +552,7 @@ case_program() {
 # The binary that this project builds.
 case_real_binary() {
     local real=${ONESTORE_BIN:-${CARGO_TARGET_DIR:-$HERE/target}/debug/onestore} entry families family copy message answer
-    local -a chosen
+    local -a chosen left=()
     if [[ ! -x $real ]]; then
         ko 'real: the binary' "$real is not there: cargo build, or set ONESTORE_BIN"
         return
@@ -562,6 +562,13 @@ case_real_binary() {
         mkdir -p -- "$R/${entry%/*}"
         [[ -e $R/$entry ]] || script "$R/$entry" 0755
     done < <("$real" links)
+    # Entries that stay upstream's: they read what stands beside them and one folder higher.
+    for entry in tm/{qcow2,shared}/{prebackup,prebackup_live,postbackup,postbackup_live,restore}; do
+        mkdir -p -- "$R/${entry%/*}"
+        printf '#!/bin/sh\n. "$(dirname "$0")/../tm_common.sh" && echo "left %s $1"\n' "${entry##*/}" >"$R/$entry"
+        chmod 0755 -- "$R/$entry"
+        left+=("$entry")
+    done
     if [[ $EUID -eq 0 ]]; then chown -Rh 9869:9869 -- "$ONE/var"; fi
     BEFORE=$(fingerprint "$R")
     families=$("$real" families | awk -F'\t' '$2 == "complete" { print $1 }')
@@ -572,6 +579,12 @@ case_real_binary() {
     chosen=()
     for family in $families; do chosen+=(--family "$family"); done
     same 'real: as many links as entries' "$("$real" links "${chosen[@]}" | sort)" "$(cd -- "$R" && find datastore tm -type l -lname '*/onestore/launch' | sort)"
+    message=''
+    for entry in "${left[@]}"; do
+        answer=$("$R/$entry" 7 2>&1 | tail -n 1)
+        [[ ! -L $R/$entry && $answer == "left ${entry##*/} 7" ]] || message+="$entry: $answer"$'\n'
+    done
+    same 'real: what stays upstream'"'"'s runs beside ours' '' "$message"
     copy=$TMP/real/copy
     cp -RL -- "$R" "$copy"
     message='' answer=''

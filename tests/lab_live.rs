@@ -9,17 +9,17 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use onestore::context::{Cx, Parts};
+use onestore::context::Cx;
 use onestore::driver::live::{Above, Live};
 use onestore::exec::control::{Cancel, Control};
 use onestore::exec::op::{Op, Sparse};
-use onestore::exec::step::{Executor as _, Runner};
-use onestore::oned::{self, Oned, OnedEnv};
-use onestore::report::{Log, one_line};
-use onestore::settings::Settings;
+use onestore::report::one_line;
 
 #[path = "hosts/by_ssh.rs"]
 mod by_ssh;
+#[path = "hosts/calls.rs"]
+#[allow(dead_code)]
+mod calls;
 #[path = "lab/hypervisors.rs"]
 #[allow(dead_code)]
 mod hypervisors;
@@ -27,6 +27,7 @@ mod hypervisors;
 mod writer;
 
 use by_ssh::BySsh;
+use calls::Calls;
 use hypervisors::{Domain, Kind, Lab, Layout, lab, run, within};
 
 /// Runs an action with `domain`; what it did is kept if it succeeds, else taken back.
@@ -40,26 +41,15 @@ fn act_within<T>(
     control: Control,
     body: impl FnOnce(&Cx<'_>, &Live<'_>) -> Result<T>,
 ) -> Result<T> {
-    let layout = onestore::location::Layout::new(|_| None, Some(&lab.path("remotes")));
-    let settings = Settings::load(&layout, "qcow2", |name| (name == "VIRSH_RETRIES").then(|| "1".into()))?;
-    let log = Log::quiet("tm/qcow2/test");
-    let runner = Runner::new(control.clone(), &log);
-    let connect = || -> Box<dyn Oned> { oned::connect(&OnedEnv::default()) };
-    let name = |image: u32| format!("new{image}");
-    let cx = Cx::new(Parts {
-        layout: &layout,
-        settings: &settings,
-        log: &log,
-        control,
+    let calls = Calls {
+        mad: "qcow2",
+        remotes: lab.path("remotes"),
+        datastores: None,
+        oned: None,
+        settings: &[("VIRSH_RETRIES", "1")],
         hosts: &BySsh,
-        executor: &runner,
-        connect: &connect,
-        name: &name,
-    });
-    let live = Live::new(&cx, &cx.host(&domain.host)?, &domain.name);
-    let done = body(&cx, &live)?;
-    runner.commit()?;
-    Ok(done)
+    };
+    calls.run(control, |cx| body(cx, &Live::new(cx, &cx.host(&domain.host)?, &domain.name)))
 }
 
 /// A clone as `qcow2` makes it: `disk.0 -> disk.0.snap/0`, which holds the guest; the link in the folder to itself.

@@ -11,16 +11,15 @@ use std::process::Command;
 
 use anyhow::Result;
 use onestore::action::{Action, Kind as Called};
-use onestore::context::{Cx, Parts};
 use onestore::driver::{Driver, Serve, TmRequest};
 use onestore::exec::control::{Cancel, Control};
-use onestore::exec::step::{Executor as _, Runner};
-use onestore::oned::{self, Oned, OnedEnv};
-use onestore::report::{Log, one_line};
-use onestore::settings::Settings;
+use onestore::report::one_line;
 
 #[path = "hosts/by_ssh.rs"]
 mod by_ssh;
+#[path = "hosts/calls.rs"]
+#[allow(dead_code)]
+mod calls;
 #[path = "lab/hypervisors.rs"]
 #[allow(dead_code)]
 mod hypervisors;
@@ -28,6 +27,7 @@ mod hypervisors;
 mod writer;
 
 use by_ssh::BySsh;
+use calls::Calls;
 use hypervisors::{Kind, Lab, Layout, lab, run};
 
 /// Disk 0 of a VM that is called `one-<id>`.
@@ -90,25 +90,6 @@ impl<'a> Disk<'a> {
             shared = self.lab.shared().display()
         );
         fs::write(oned.join(format!("vm/{}.xml", self.id)), vm).expect("writes");
-        let layout = onestore::location::Layout::new(|_| None, Some(&self.lab.path("remotes")));
-        let settings = Settings::load(&layout, "qcow2", |name| (name == "VIRSH_RETRIES").then(|| "1".into()))?;
-        let log = Log::quiet("tm/qcow2/test");
-        let control = Control::new(Cancel::new());
-        let runner = Runner::new(control.clone(), &log);
-        let choice = format!("dir:{}", oned.display());
-        let connect = || -> Box<dyn Oned> {
-            oned::connect(&OnedEnv { choice: Some(choice.clone().into()), ..OnedEnv::default() })
-        };
-        let cx = Cx::new(Parts {
-            layout: &layout,
-            settings: &settings,
-            log: &log,
-            control,
-            hosts: &BySsh,
-            executor: &runner,
-            connect: &connect,
-            name: &|image| format!("new{image}"),
-        });
         let entry = Driver::find(Called::Tm, "qcow2").and_then(|driver| driver.entry(action, None)).expect("served");
         let Serve::Tm(serve) = entry.serve else { panic!("{action} is not the driver's own") };
         let disk = format!("host1:{}", self.path.display());
@@ -116,8 +97,16 @@ impl<'a> Disk<'a> {
         let args =
             [disk].into_iter().chain(words).chain([self.id.to_string(), "1".to_owned()]).map(Into::into).collect();
         let name = Action::find(Called::Tm, action).expect("an action").name;
-        serve(&cx, &TmRequest { mad: "qcow2".to_owned(), action: name, args, vm: None })?;
-        runner.commit()
+        let request = TmRequest { mad: "qcow2".to_owned(), action: name, args, vm: None };
+        let calls = Calls {
+            mad: "qcow2",
+            remotes: self.lab.path("remotes"),
+            datastores: None,
+            oned: Some(oned),
+            settings: &[("VIRSH_RETRIES", "1")],
+            hosts: &BySsh,
+        };
+        calls.run(Control::new(Cancel::new()), |cx| serve(cx, &request)).map(drop)
     }
 
     #[track_caller]

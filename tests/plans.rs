@@ -10,20 +10,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use onestore::action::Kind;
-use onestore::context::{Cx, Parts};
-use onestore::dispatch::Explanation;
 use onestore::driver::{Driver, Request, Serve};
-use onestore::exec::control::{Cancel, Control};
-use onestore::exec::staging::Owner;
-use onestore::exec::step::{Executor, Explainer};
-use onestore::location::Layout;
-use onestore::oned::{self, Oned, OnedEnv};
-use onestore::report::{Log, one_line};
-use onestore::settings::Settings;
 
+#[path = "hosts/calls.rs"]
+#[allow(dead_code)]
+mod calls;
 #[path = "hosts/this_machine.rs"]
 mod this_machine;
 
+use calls::Calls;
 use this_machine::ThisMachine;
 
 /// A front-end with one datastore, in a temporary folder.
@@ -90,37 +85,19 @@ impl Cloud {
             if image.contains("<FROM_BRIDGE/>") { "bridge1" } else { "" },
         );
         let request = Request { id: 7, data: onestore::payload::parse(&xml).expect("a document") };
-        let layout = Layout::new(|_| None, Some(&self.path("remotes")));
-        let settings = Settings::load(&layout, "fs", |_| None).expect("settings");
-        let log = Log::quiet("datastore/fs/test");
-        let explainer = Explainer::default();
-        let oned = format!("dir:{}", self.path("oned").display());
-        let connect =
-            || -> Box<dyn Oned> { oned::connect(&OnedEnv { choice: Some(oned.clone().into()), ..OnedEnv::default() }) };
-        let cx = Cx::new(Parts {
-            layout: &layout,
-            settings: &settings,
-            log: &log,
-            control: Control::new(Cancel::new()),
-            hosts: &ThisMachine,
-            executor: &explainer,
-            connect: &connect,
-            name: &|image| format!("new{image}"),
-        });
         let driver = Driver::find(Kind::Datastore, "fs").expect("fs");
         let Serve::Datastore(serve) = driver.entry(action, None).expect("the action").serve else {
             panic!("{action} is not served by the driver itself")
         };
-        let text = match serve(&cx, &request) {
-            Ok(reply) => {
-                explainer.commit().expect("commits");
-                let call = format!("datastore/fs/{action}");
-                Explanation { call, steps: explainer.plan(), reply: reply.to_string() }.to_string()
-            }
-            Err(error) => format!("fails: {}\n", one_line(&error)),
+        let calls = Calls {
+            mad: "fs",
+            remotes: self.path("remotes"),
+            datastores: None,
+            oned: Some(self.path("oned")),
+            settings: &[],
+            hosts: &ThisMachine,
         };
-        let owner = Owner::me().expect("proc").tag();
-        text.replace(&self.root.path().display().to_string(), "/CLOUD").replace(&owner, "OWNER")
+        calls.explain(&format!("datastore/fs/{action}"), self.root.path(), |cx| serve(cx, &request))
     }
 }
 

@@ -177,18 +177,46 @@ fn a_host_is_asked_once_and_changed_once() {
     }
     let cloud = Cloud::new("qcow2");
     cloud.qcow2("ds/1/abc", None);
-    let all: [(&str, Vec<&str>); 7] = [
-        ("clone", vec![SOURCE, "node1:{ds}/103/7/disk.0", "7", "1"]),
-        ("ln", vec![SOURCE, "node1:{ds}/103/7/disk.3", "7", "1"]),
-        ("clone.ssh", vec![SOURCE, "node1:{ds}/103/7/disk.1", "7", "1"]),
-        ("mkimage", vec!["1", "raw", "node1:{ds}/103/7/disk.5", "7", "103"]),
-        ("resize", vec!["node1:{ds}/103/7/disk.0", "4", "7", "1"]),
-        ("cpds", vec!["node1:{ds}/103/7/disk.0", "{ds}/1/new", "-1", "7", "1"]),
-        ("mv", vec!["node1:{ds}/103/7", "node1:{ds}/104/7", "7", "104"]),
+    fs::write(cloud.path("vms/context.sh"), "A=1\n").expect("the script");
+    let (disk, persistent) = ("node1:{ds}/103/7/disk.0", "node1:{ds}/103/7/disk.3");
+    // Scripts on the host: what it is asked, and what it does. Who reads a chain asks for its names, then for its headers.
+    let all: [(&str, Vec<&str>, usize); 22] = [
+        ("clone", vec![SOURCE, disk, "7", "1"], 2),
+        ("ln", vec![SOURCE, persistent, "7", "1"], 2),
+        ("clone.ssh", vec![SOURCE, "node1:{ds}/103/7/disk.1", "7", "1"], 2),
+        ("mkimage", vec!["1", "raw", "node1:{ds}/103/7/disk.5", "7", "103"], 2),
+        ("mkswap", vec!["1", "node1:{ds}/103/7/disk.5", "7", "103"], 2),
+        // What is streamed has a script of its own, and is compared before it is put in place.
+        ("context", vec!["{cloud}/vms/context.sh", "node1:{ds}/103/7/disk.6", "7", "103"], 3),
+        ("resize", vec![disk, "4", "7", "1"], 2),
+        ("snap_create", vec![disk, "0", "7", "1"], 3),
+        ("snap_create", vec![disk, "1", "7", "1"], 3),
+        ("snap_revert", vec![disk, "0", "7", "1"], 3),
+        ("snap_delete", vec![disk, "0", "7", "1"], 3),
+        ("snap_create", vec![persistent, "0", "7", "1"], 3),
+        // Nothing was written since.
+        ("snap_revert", vec![persistent, "0", "7", "1"], 2),
+        ("snap_delete", vec![persistent, "0", "7", "1"], 3),
+        ("cpds", vec![disk, "{ds}/1/new", "-1", "7", "1"], 2),
+        ("cpds.ssh", vec![disk, "{ds}/1/new", "1", "7", "1"], 2),
+        ("mv", vec!["node1:{ds}/103/7", "node1:{ds}/104/7", "7", "104"], 3),
+        ("mv", vec!["node1:{ds}/104/7", "node1:{ds}/103/7", "7", "103"], 3),
+        ("delete", vec![persistent, "7", "103"], 1),
+        ("ln.ssh", vec![SOURCE, persistent, "7", "1"], 4),
+        ("snap_create.ssh", vec![persistent, "9", "7", "1"], 3),
+        // The copy is looked at before the original goes.
+        ("mvds.ssh", vec![persistent, "{ds}/1/abc", "7", "1"], 5),
     ];
-    for (action, words) in all {
-        assert_eq!(cloud.scripts(action, &words), 2, "{action}");
-    }
+    let counted: Vec<_> = all.iter().map(|(action, words, _)| (*action, cloud.scripts(action, words))).collect();
+    assert_eq!(counted, all.iter().map(|(action, _, scripts)| (*action, *scripts)).collect::<Vec<_>>());
+    // However many layers there are.
+    let other = Cloud::new("qcow2");
+    other.qcow2("ds/1/abc", None);
+    other.layered("disk.0");
+    let snapshot = "<SNAPSHOT><ID>0</ID></SNAPSHOT>";
+    other.vm(&format!("<SNAPSHOTS><DISK_ID>0</DISK_ID>{snapshot}</SNAPSHOTS>"));
+    assert_eq!(other.scripts("resize", &[disk, "8", "7", "1"]), 2);
+    fs::rename(cloud.path("ds/103/7"), cloud.path("ds/104/7")).expect("renames");
     assert_eq!(cloud.scripts("delete", &["node1:{ds}/104/7", "7", "104"]), 1);
     assert!(!Path::new(&cloud.path("ds/104/7")).exists());
 }

@@ -9,20 +9,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use onestore::action::Kind;
-use onestore::context::{Cx, Parts};
-use onestore::dispatch::Explanation;
 use onestore::driver::{Driver, Serve, TmRequest};
-use onestore::exec::control::{Cancel, Control};
-use onestore::exec::staging::Owner;
-use onestore::exec::step::{Executor, Explainer};
-use onestore::location::Layout;
-use onestore::oned::{self, Oned, OnedEnv};
-use onestore::report::{Log, one_line};
-use onestore::settings::Settings;
 
+#[path = "hosts/calls.rs"]
+#[allow(dead_code)]
+mod calls;
 #[path = "hosts/this_machine.rs"]
 mod this_machine;
 
+use calls::Calls;
 use this_machine::ThisMachine;
 
 /// VM 7 with a clone (0), a persistent disk (1), a raw one (2) and one that is a plain file (3).
@@ -95,23 +90,6 @@ impl Cloud {
 
     /// What `tm/qcow2/<action> host1:…/disk.<disk> <k> 7 1` would do, in words without anything of this machine.
     fn explain(&self, action: &str, disk: u32, k: u32) -> String {
-        let layout = Layout::new(|_| None, Some(&self.path("remotes")));
-        let settings = Settings::load(&layout, "qcow2", |_| None).expect("settings");
-        let log = Log::quiet("tm/qcow2/test");
-        let explainer = Explainer::default();
-        let oned = format!("dir:{}", self.path("oned").display());
-        let connect =
-            || -> Box<dyn Oned> { oned::connect(&OnedEnv { choice: Some(oned.clone().into()), ..OnedEnv::default() }) };
-        let cx = Cx::new(Parts {
-            layout: &layout,
-            settings: &settings,
-            log: &log,
-            control: Control::new(Cancel::new()),
-            hosts: &ThisMachine,
-            executor: &explainer,
-            connect: &connect,
-            name: &|image| format!("new{image}"),
-        });
         let (plain, system) = action.split_once('.').map_or((action, None), |(plain, system)| (plain, Some(system)));
         let driver = Driver::find(Kind::Tm, "qcow2").expect("qcow2");
         let Serve::Tm(serve) = driver.entry(plain, system).expect("the action").serve else {
@@ -121,16 +99,15 @@ impl Cloud {
         let args = [disk, k.to_string(), "7".to_owned(), "1".to_owned()].map(Into::into).to_vec();
         let name = onestore::action::Action::find(Kind::Tm, plain).expect("an action").name;
         let request = TmRequest { mad: "qcow2".to_owned(), action: name, args, vm: None };
-        let text = match serve(&cx, &request) {
-            Ok(reply) => {
-                explainer.commit().expect("commits");
-                let call = format!("tm/qcow2/{action}");
-                Explanation { call, steps: explainer.plan(), reply: reply.to_string() }.to_string()
-            }
-            Err(error) => format!("fails: {}\n", one_line(&error)),
+        let calls = Calls {
+            mad: "qcow2",
+            remotes: self.path("remotes"),
+            datastores: None,
+            oned: Some(self.path("oned")),
+            settings: &[],
+            hosts: &ThisMachine,
         };
-        let owner = Owner::me().expect("proc").tag();
-        text.replace(&self.root.path().display().to_string(), "/CLOUD").replace(&owner, "OWNER")
+        calls.explain(&format!("tm/qcow2/{action}"), self.root.path(), |cx| serve(cx, &request))
     }
 }
 

@@ -28,7 +28,9 @@ STEPS=(
     release
     installer
     conformance
+    crash
     demo
+    fuzz
 )
 
 # What the steps need from outside, nothing if it is there.
@@ -115,9 +117,26 @@ conformance() {
     return "$status"
 }
 
+# Kills at points, and cuts of the power, drawn anew from a seed that stands here; docs/reliability.md has the full runs.
+crash() {
+    [[ $EUID -eq 0 ]] || { echo 'run.sh: The crash harness mounts file systems and needs root' >&2; return 1; }
+    cargo build --quiet --locked --workspace || return 1
+    local -a xtask=(cargo run --quiet --locked --package xtask -- crash)
+    "${xtask[@]}" fs --who self --who children --cases 12 --sample 8 --seed 6 &&
+        "${xtask[@]}" qcow2 --who self --who children --cases 12 --sample 8 --seed 6 &&
+        "${xtask[@]}" qcow2 --who remote --cases 6 --sample 3 --seed 6 &&
+        "${xtask[@]}" fs --power ext4 --cases 4 --sample 8 --seed 6 &&
+        "${xtask[@]}" qcow2 --power ext4 --cases 4 --sample 8 --seed 6
+}
+
 demo() {
     [[ -n $RELEASE ]] || release || return 1
     ONESTORE_BIN=$RELEASE tests/demo.sh >/dev/null
+}
+
+# Every reader of outside bytes for a few seconds on bytes that libFuzzer finds: `cargo xtask fuzz`.
+fuzz() {
+    scripts/packages.sh fuzz && cargo run --quiet --locked --package xtask -- fuzz --seconds 4
 }
 
 # -------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use crate::exec::op::{FileKind, Op, READ_LIMIT, Stat, Value};
 use crate::exec::staging;
 use crate::image::chain::{Entry, Facts, Header, Inode, Kind, Names, Style};
-use crate::image::{self, Inspection, Prefix, ReadAt, ReadError, qcow2};
+use crate::image::{self, Fetched, Inspection, Prefix, qcow2};
 use crate::location::normalize;
 
 /// Bytes of a file's beginning that hold the header of a qcow2 image, with room to spare.
@@ -46,8 +46,8 @@ pub type Ask<'a> = dyn FnMut(Vec<Op>) -> Result<Vec<Value>> + 'a;
 pub struct Reading {
     /// The facts.
     pub facts: Facts,
-    /// Names in the folder of staging files, for [`super::Staging::prepare`].
-    pub staged: Vec<OsString>,
+    /// Names in the folder of staging files, for [`super::Staging::prepare`]; none where there is no such folder.
+    pub staged: Option<Vec<OsString>>,
 }
 
 /// Reads the chain of one disk.
@@ -59,9 +59,16 @@ pub fn read(query: &Query, ask: &mut Ask<'_>) -> Result<Reading> {
     let home = query.names.disk.parent().unwrap_or(Path::new("/")).to_owned();
     let staging = staging::dir(query.names.origin.parent().unwrap_or(Path::new("/")));
     let list = |path: &Path| Op::List { path: path.to_owned() };
-    let first = ask(vec![list(&folder), list(&home), list(&staging)])?;
-    let [list, beside, staged] = first.as_slice() else { bail!("{} cannot be listed", folder.display()) };
-    let staged = names(staged).unwrap_or_default();
+    let kind_of = |path: &Path| Op::Stat { path: path.to_owned(), follow: false };
+    let first = ask(vec![list(&folder), list(&home), list(&staging), kind_of(&folder), kind_of(&home)])?;
+    let [list, beside, staged, kinds @ ..] = first.as_slice() else { bail!("{} cannot be listed", folder.display()) };
+    // Nobody makes links of these; what one leads to is somebody else's, and files in it would be removed.
+    for (path, kind) in [&folder, &home].into_iter().zip(kinds) {
+        if kind.stat().is_some_and(|stat| stat.kind == FileKind::Link) {
+            bail!("{} is a link, not a directory", path.display());
+        }
+    }
+    let staged = names(staged);
     let (names, beside) = (names(list), names(beside).unwrap_or_default());
     if names.as_ref().is_some_and(|names| names.len() > MOST_FILES) {
         bail!("{} holds more than {MOST_FILES} files, it is no folder of snapshots", folder.display());
@@ -76,7 +83,8 @@ pub fn read(query: &Query, ask: &mut Ask<'_>) -> Result<Reading> {
     paths.extend(names.iter().flatten().map(|name| folder.join(name)));
     let is_layer = |path: &Path| path.file_name().map(OsStr::to_owned) != self_link;
 
-    let mut seen = look(&paths, &is_layer, &others, &query.images, ask)?;
+    let looked = Looked { paths: &paths, is_layer: &is_layer, others: &others, images: &query.images, tables: true };
+    let mut seen = look(&looked, ask)?;
     let entries = describe(query, &mut seen, ask)?;
     let take = |path: &Path| entries.get(path).cloned().unwrap_or_default();
     let in_folder =
@@ -91,6 +99,17 @@ pub fn read(query: &Query, ask: &mut Ask<'_>) -> Result<Reading> {
         outside: seen.outside,
     };
     Ok(Reading { facts, staged })
+}
+
+/// What is at `paths`: files of one image, those in its `folder` of layers and itself. One round trip, more for a format
+/// with a long header and for links that lead nowhere. `raw` is as [`Query::raw`].
+///
+/// # Errors
+/// What the host answers. A file that is broken is none.
+pub fn entries(folder: &Path, paths: &[PathBuf], raw: bool, ask: &mut Ask<'_>) -> Result<BTreeMap<PathBuf, Entry>> {
+    let looked = Looked { paths, is_layer: &|_| true, others: &[], images: &[], tables: false };
+    let seen = look(&looked, ask)?;
+    entries_of(&seen.files, folder, raw, ask)
 }
 
 fn names(value: &Value) -> Option<Vec<OsString>> {
@@ -116,15 +135,23 @@ struct Seen {
     outside: BTreeMap<PathBuf, Option<Inode>>,
 }
 
+/// What is looked at.
+struct Looked<'a> {
+    paths: &'a [PathBuf],
+    /// Whether it has a header or text to be read.
+    is_layer: &'a dyn Fn(&Path) -> bool,
+    /// Other disks, which may be links.
+    others: &'a [PathBuf],
+    /// Files outside.
+    images: &'a [PathBuf],
+    /// Whether it matters if anything was written to a layer.
+    tables: bool,
+}
+
 /// Looks at every name. Headers are asked for at once; where one cannot be read (a link that leads nowhere), once more and
 /// without.
-fn look(
-    paths: &[PathBuf],
-    is_layer: &dyn Fn(&Path) -> bool,
-    others: &[PathBuf],
-    images: &[PathBuf],
-    ask: &mut Ask<'_>,
-) -> Result<Seen> {
+fn look(what: &Looked<'_>, ask: &mut Ask<'_>) -> Result<Seen> {
+    let Looked { paths, is_layer, others, images, tables } = *what;
     let questions = |readable: &dyn Fn(usize) -> bool| {
         let mut ops = Vec::new();
         for (at, path) in paths.iter().enumerate() {
@@ -133,7 +160,7 @@ fn look(
             ops.push(Op::ReadLink { path: path.clone() });
             if is_layer(path) && readable(at) {
                 ops.push(Op::Read { path: path.clone(), offset: 0, len: HEAD });
-                ops.push(Op::Read { path: path.clone(), offset: TABLE.0, len: TABLE.1 });
+                ops.extend(tables.then(|| Op::Read { path: path.clone(), offset: TABLE.0, len: TABLE.1 }));
             }
         }
         ops.extend(others.iter().map(|path| Op::ReadLink { path: path.clone() }));
@@ -156,8 +183,8 @@ fn look(
     for (at, path) in paths.iter().enumerate() {
         let (here, behind, link) = (next().stat(), next().stat(), path_of(next()));
         let read = is_layer(path) && readable(at);
-        let mut bytes = || if read { bytes(next()) } else { Vec::new() };
-        let (head, table) = (bytes(), bytes());
+        let mut bytes = |read: bool| if read { bytes(next()) } else { Vec::new() };
+        let (head, table) = (bytes(read), bytes(read && tables));
         files.push(Found { path: path.clone(), here, behind, link, head, table });
     }
     let others = others.iter().filter_map(|other| Some((other.clone(), path_of(next())?))).collect();
@@ -182,10 +209,16 @@ fn path_of(value: Value) -> Option<PathBuf> {
 /// What the headers say, and what remains to be asked because of it.
 fn describe(query: &Query, seen: &mut Seen, ask: &mut Ask<'_>) -> Result<BTreeMap<PathBuf, Entry>> {
     let folder = query.names.folder();
+    let mut entries = entries_of(&seen.files, &folder, query.raw, ask)?;
+    ask_the_rest(seen, &folder, &mut entries, ask)?;
+    Ok(entries)
+}
+
+fn entries_of(files: &[Found], folder: &Path, raw: bool, ask: &mut Ask<'_>) -> Result<BTreeMap<PathBuf, Entry>> {
     let mut entries = BTreeMap::new();
-    for found in &seen.files {
+    for found in files {
         let name = found.path.file_name().unwrap_or_default().as_bytes();
-        let in_folder = found.path.parent() == Some(&folder);
+        let in_folder = found.path.parent() == Some(folder);
         let is_marker = in_folder && (name.ends_with(b".current") || name.ends_with(b".deleting"));
         let is_file = found.behind.is_some_and(|stat| stat.kind == FileKind::File);
         let is_self = in_folder && Some(OsStr::from_bytes(name)) == folder.file_name();
@@ -194,11 +227,10 @@ fn describe(query: &Query, seen: &mut Seen, ask: &mut Ask<'_>) -> Result<BTreeMa
         if is_marker {
             entry.text = Some(found.head.clone());
         } else if is_file && !is_self {
-            entry.header = Some(header(query, found, ask)?);
+            entry.header = Some(header(raw, found, ask)?);
         }
         entries.insert(found.path.clone(), entry);
     }
-    ask_the_rest(seen, &folder, &mut entries, ask)?;
     Ok(entries)
 }
 
@@ -212,14 +244,18 @@ fn kind(found: &Found) -> Kind {
     }
 }
 
-fn header(query: &Query, found: &Found, ask: &mut Ask<'_>) -> Result<Header> {
+fn header(raw: bool, found: &Found, ask: &mut Ask<'_>) -> Result<Header> {
     let size = found.behind.map(|stat| stat.size);
-    if query.raw {
+    if raw {
         return Ok(Header::raw(size));
     }
     let mut seen: Inspection = image::inspect(&mut Prefix::new(&found.head, size))?;
     if seen.needs.is_some() {
-        seen = image::inspect(&mut Asking { path: &found.path, size, head: &found.head, ask })?;
+        let fetch = |offset, len: u64| {
+            let read = Op::Read { path: found.path.clone(), offset, len: len.min(READ_LIMIT) };
+            Ok(bytes(ask(vec![read]).map_err(std::io::Error::other)?.pop().unwrap_or(Value::Absent)))
+        };
+        seen = image::inspect(&mut Fetched::new(&found.head, size, fetch))?;
     }
     let mut header = Header::from(&seen);
     if header.format == image::Format::Raw {
@@ -278,36 +314,4 @@ fn ask_the_rest(
         seen.outside.insert(path, stat.map(|stat| (stat.dev, stat.ino)));
     }
     Ok(())
-}
-
-/// A file that is read by asking; its beginning is known already.
-struct Asking<'a, 'b> {
-    path: &'a Path,
-    size: Option<u64>,
-    head: &'a [u8],
-    ask: &'a mut Ask<'b>,
-}
-
-impl ReadAt for Asking<'_, '_> {
-    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> std::result::Result<usize, ReadError> {
-        let known = usize::try_from(offset).ok().and_then(|at| self.head.get(at..)).unwrap_or_default();
-        if !known.is_empty() {
-            let count = known.len().min(buf.len());
-            buf[..count].copy_from_slice(&known[..count]);
-            return Ok(count);
-        }
-        if self.size.is_some_and(|size| offset >= size) {
-            return Ok(0);
-        }
-        let len = (buf.len() as u64).min(READ_LIMIT);
-        let answers = (self.ask)(vec![Op::Read { path: self.path.to_owned(), offset, len }]);
-        let read = bytes(answers.map_err(std::io::Error::other)?.pop().unwrap_or(Value::Absent));
-        let count = read.len().min(buf.len());
-        buf[..count].copy_from_slice(&read[..count]);
-        Ok(count)
-    }
-
-    fn len(&self) -> Option<u64> {
-        self.size
-    }
 }

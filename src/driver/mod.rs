@@ -21,7 +21,9 @@ pub mod local;
 pub mod qcow2;
 pub mod ssh;
 
-pub use common::live;
+#[cfg(any(test, fuzzing))]
+pub use common::fuzz::places;
+pub use common::{journey, live};
 
 /// Every storage family, in the order in which tables show them.
 pub static DRIVERS: &[&Driver] =

@@ -86,7 +86,9 @@ fn serve_on(
     // As in the sh form: from here on whatever fails is the script's failure.
     let _ = writeln!(errors, "@onestore-op 0");
     let mut data = Incoming::new(&mut input, &mark);
-    let io = Io { input: Some(Input::Stream(&mut data)), output: Some(&mut *output), ..Io::default() };
+    // A conversation has no end mark: each frame says how long it is.
+    let stream: Input<'_> = Input::Stream(if script.converses() { data.inner() } else { &mut data });
+    let io = Io { input: Some(stream), output: Some(&mut *output), ..Io::default() };
     match interpret::run(&script, io, &Programs::from_env(), control) {
         Ok(values) => {
             let answers = if script.sends() { Vec::new() } else { encode(&script, &values) };
@@ -106,7 +108,7 @@ fn serve_on(
 }
 
 /// The first line, and the JSON behind the sh text.
-fn read_script(input: &mut impl BufRead) -> io::Result<(Script, Vec<u8>)> {
+pub(super) fn read_script(input: &mut impl BufRead) -> io::Result<(Script, Vec<u8>)> {
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let mut line = String::new();
     input.take(FIRST_LINE).read_line(&mut line)?;
@@ -128,7 +130,7 @@ fn read_script(input: &mut impl BufRead) -> io::Result<(Script, Vec<u8>)> {
 }
 
 /// The answers as the sh form writes them, see [`super::posix`].
-fn encode(script: &Script, values: &[Value]) -> Vec<u8> {
+pub(super) fn encode(script: &Script, values: &[Value]) -> Vec<u8> {
     let mut out = Vec::new();
     for (index, (op, value)) in script.ops.iter().zip(values).enumerate() {
         let payload = match value {

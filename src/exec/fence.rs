@@ -8,7 +8,7 @@
 //!
 //! Links within a fence are followed if they stay within it, absolute ones too (`0 -> <image>`, contract 02 §1).
 //!
-//! [`Fenced`] puts the fences around all that is asked of a host. The sh form looks immediately before each operation
+//! [`super::host::fenced`] puts the fences around all that is asked of a host. The sh form looks immediately before each operation
 //! (`os_in`, [`super::posix`]): it cannot hold a directory open. Names that are handed to programs ([`Op::Run`]) are theirs
 //! to open.
 
@@ -18,15 +18,11 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::control::Control;
-use super::host::{Host, ScriptError};
-use super::interpret::Io;
-use super::op::{FileKind, Op, Role, Script, Value};
+use super::op::{FileKind, Op, Role};
 
 /// Links that one path may lead through: as the kernel's own limit.
 const MOST_LINKS: u32 = 40;
@@ -199,32 +195,6 @@ pub fn reach_all(op: &Op, fences: &Fences<'_>) -> io::Result<(Op, Vec<Reached>)>
         held.push(reached);
     }
     Ok((op, held))
-}
-
-/// A host whose scripts do not leave some directories.
-pub struct Fenced {
-    host: Arc<dyn Host>,
-    roots: Vec<PathBuf>,
-}
-
-impl Fenced {
-    /// All that is asked of `host` through this stays within each of `roots` that its path begins with.
-    #[must_use]
-    pub fn new(host: Arc<dyn Host>, roots: Vec<PathBuf>) -> Self {
-        Self { host, roots }
-    }
-}
-
-impl Host for Fenced {
-    fn name(&self) -> &str {
-        self.host.name()
-    }
-
-    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {
-        let mut script = script.clone();
-        script.fences.extend(self.roots.iter().cloned());
-        self.host.run(&script, io, control)
-    }
 }
 
 #[cfg(test)]

@@ -9,13 +9,15 @@
 //! - [`fence`]: directories that a script does not leave.
 //! - `files`: the file operations of it, on system calls.
 //! - `guard`: what is run when a script ends, however it ends.
-//! - [`posix`]: the other interpreter: a script rendered as POSIX sh, and the answers read back. The only place that quotes.
+//! - [`quote`]: words of sh; the only place that quotes.
+//! - [`posix`]: the other interpreter: a script rendered as POSIX sh, and the answers read back.
 //! - [`agent`]: the in process interpreter as the far side of an ssh connection.
 //! - [`control`]: cancellation (SIGTERM) and deadlines.
 //! - [`process`]: one child process: spawned in its own group, waited for by pidfd, killed as a group.
 //! - [`leash`]: children that die with us.
 //! - [`copy`]: copies between files and streams into files, with reflinks and holes; `ahead` allocates and `writeback` has the disk
 //!   begin early.
+//! - [`carry`]: files on their way between two hosts on both of which this binary stands.
 //! - [`relay`]: a file of one host as a stream for another.
 //! - [`host`]: where scripts run: here, through the OpenSSH client, or through libssh2.
 //! - [`lock`]: named advisory locks, compatible with `/var/lock/one`.
@@ -25,12 +27,15 @@
 
 pub mod agent;
 mod ahead;
+pub mod carry;
 pub mod cmd;
 pub mod control;
 pub mod copy;
 pub mod error;
 pub mod fence;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod guard;
 pub mod host;
 pub mod interpret;
@@ -40,6 +45,7 @@ pub mod op;
 pub mod posix;
 mod posix_paths;
 pub mod process;
+pub mod quote;
 pub mod relay;
 pub mod source;
 pub mod staging;

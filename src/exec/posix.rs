@@ -1,4 +1,4 @@
-//! The other interpreter: a script as POSIX sh, for hosts where this binary does not stand. The only place that quotes.
+//! The other interpreter: a script as POSIX sh, for hosts where this binary does not stand. With [`super::quote`] the only place that makes text for a shell.
 //!
 //! The far side is assumed to have GNU coreutils and findutils, awk, and util-linux; any `sh` will do. What travels:
 //!
@@ -23,12 +23,14 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::carry::NOT_HERE;
 use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
 use super::guard;
 use super::op::{FileKind, Node, Op, Script, Space, Sparse, Stat, Value};
 use super::posix_paths::{inside, send_allowed};
 use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
+use super::quote::{q, quote};
 use super::staging;
 
 /// The command line of every script: any login shell hands it to sh, which reads one line and leaves the rest alone.
@@ -163,6 +165,7 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
                     )
                 }
                 Op::SendAllowed { path, policy } => send_allowed(path, policy),
+                Op::Carry(_) | Op::Attend { .. } => format!("os_die {}", quote(OsStr::new(NOT_HERE))),
                 op if op.is_question() => question(op),
                 op => change(op),
             },
@@ -185,39 +188,6 @@ pub(super) const BESIDES: &str = "@onestore-besides ";
 
 /// The last line of stdout: all answers have arrived.
 pub(super) const END: &str = "end";
-
-/// A word of sh that stands for exactly these bytes, in plain ASCII: what is not, goes through `printf`.
-///
-/// NUL cannot be quoted and is left out; [`fault`] refuses it before.
-#[must_use]
-pub fn quote(word: &OsStr) -> String {
-    let mut out = String::from("'");
-    let mut octal = false;
-    for &byte in word.as_bytes() {
-        if octal && byte.is_ascii() {
-            out.push_str("')\"'");
-            octal = false;
-        }
-        match byte {
-            0 => {}
-            b'\'' => out.push_str(r"'\''"),
-            byte if byte.is_ascii() => out.push(char::from(byte)),
-            byte => {
-                if !octal {
-                    out.push_str("'\"$(printf '");
-                    octal = true;
-                }
-                let _ = write!(out, "\\{byte:03o}");
-            }
-        }
-    }
-    out.push_str(if octal { "')\"" } else { "'" });
-    out
-}
-
-pub(super) fn q(path: &Path) -> String {
-    quote(path.as_os_str())
-}
 
 /// The directory that a path is in, quoted.
 fn dir_of(path: &Path) -> String {

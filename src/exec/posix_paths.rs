@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::op::{Op, Role};
-use super::posix::q;
+use super::quote::q;
 use super::source::{FORBIDDEN, HOME, PathPolicy};
 
 /// Looks whether the paths of an operation stay within the script's fences, immediately before it.

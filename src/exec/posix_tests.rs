@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::exec::cmd::Secret;
+use crate::exec::cmd::{Limits, Secret};
 use crate::exec::control::Control;
 use crate::exec::process::{Finished, ProcessIo, Spawn, Stdin, run as run_process};
 
@@ -143,4 +143,15 @@ fn a_line_that_was_cut_off_runs_nothing() {
         }
         assert!(deliver(shell, b"no base64!\n".to_vec(), b"").is_err());
     }
+}
+
+#[test]
+fn a_program_with_a_time_limit_stays_in_the_group_of_its_script() {
+    let group = || Cmd::new("cut").args(["-d", " ", "-f", "5", "/proc/self/stat"]);
+    let limits = Limits { wall_seconds: Some(60), ..Limits::default() };
+    let script = Script::new([Op::Run(group()), Op::Run(group().limits(limits))]);
+    let done = deliver("dash", first_line(&render(&script)), b"").expect("runs");
+    let answers = parse(&script, &done.stdout).expect("answers");
+    // What ends the one when the connection breaks has to end the other.
+    assert_eq!(answers[0].text(), answers[1].text());
 }

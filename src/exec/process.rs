@@ -194,7 +194,9 @@ fn limits_argv(limits: Limits) -> Vec<OsString> {
         argv = [vec!["prlimit".into()], options, vec!["--".into()]].concat();
     }
     if let Some(seconds) = limits.wall_seconds {
-        argv.extend(["timeout".into(), "-s".into(), "KILL".into(), format!("{seconds}s").into()]);
+        // In the group that it is started in: what ends a script whose connection is gone ends that group.
+        let words = ["timeout", "--foreground", "-s", "KILL"];
+        argv.extend(words.into_iter().map(Into::into).chain([format!("{seconds}s").into()]));
     }
     argv
 }
@@ -224,6 +226,8 @@ pub struct Spawn {
     pub also_ok: Vec<i32>,
     /// Texts that are struck out of standard error before anybody sees it.
     pub hidden: Vec<Secret>,
+    /// Whether it dies with us, see [`leash`]: not worth its millisecond for a program that only answers and ends.
+    pub on_leash: bool,
 }
 
 impl Spawn {
@@ -238,7 +242,7 @@ impl Spawn {
             Err(missing) => return Err(ProcessError::new(shown, ProcessErrorKind::Missing(missing))),
         };
         let hidden = cmd.secret_env.iter().map(|(_, value)| value).chain(&cmd.secret_stdin).cloned().collect();
-        Ok(Self { argv, env: cmd.secret_env.clone(), shown, also_ok: cmd.also_ok.clone(), hidden })
+        Ok(Self { argv, env: cmd.secret_env.clone(), shown, also_ok: cmd.also_ok.clone(), hidden, on_leash: true })
     }
 }
 
@@ -434,7 +438,7 @@ pub fn run(spawn: &Spawn, io: ProcessIo<'_>, control: &Control) -> Result<Finish
 fn start<'a>(spawn: &Spawn, io: ProcessIo<'a>) -> io::Result<(Running, Stdin<'a>, Stdout<'a>)> {
     let (program, args) =
         spawn.argv.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "No program"))?;
-    let mut command = leash::command(program);
+    let mut command = if spawn.on_leash { leash::command(program) } else { std::process::Command::new(program) };
     command.args(args).env("LC_ALL", "C").env("LANG", "C").process_group(0).stderr(Stdio::piped());
     for (name, value) in &spawn.env {
         command.env(name, value.reveal());

@@ -42,7 +42,7 @@ pub mod vpc;
 
 use std::io;
 
-pub use source::{FileSource, Prefix, ReadAt, ReadError};
+pub use source::{Fetched, FileSource, Prefix, ReadAt, ReadError};
 pub use verdict::{Contents, Format, Inspection, Reason, RefKind, Reference, Verdict};
 
 use source::Window;

@@ -76,6 +76,43 @@ impl ReadAt for Prefix<'_> {
     }
 }
 
+/// A file that lies elsewhere: its first bytes are at hand, others are fetched when they are needed.
+pub struct Fetched<'a, F> {
+    head: &'a [u8],
+    total: Option<u64>,
+    fetch: F,
+}
+
+impl<'a, F: FnMut(u64, u64) -> io::Result<Vec<u8>>> Fetched<'a, F> {
+    /// These first bytes of an image of `total` bytes, or of unknown length. `fetch` is given an offset and the number of
+    /// bytes wanted; it gives at most that many, and none only at or after the end.
+    pub fn new(head: &'a [u8], total: Option<u64>, fetch: F) -> Self {
+        Self { head, total, fetch }
+    }
+}
+
+impl<F: FnMut(u64, u64) -> io::Result<Vec<u8>>> ReadAt for Fetched<'_, F> {
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> Result<usize, ReadError> {
+        let known = usize::try_from(offset).ok().and_then(|at| self.head.get(at..)).unwrap_or_default();
+        let fetched;
+        let bytes = if !known.is_empty() {
+            known
+        } else if self.total.is_some_and(|total| offset >= total) {
+            return Ok(0);
+        } else {
+            fetched = (self.fetch)(offset, buf.len() as u64)?;
+            &fetched
+        };
+        let count = bytes.len().min(buf.len());
+        buf[..count].copy_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn len(&self) -> Option<u64> {
+        self.total
+    }
+}
+
 /// A regular file or block device that someone else has opened.
 #[derive(Debug)]
 pub struct FileSource<'a> {
@@ -242,5 +279,32 @@ impl Fields {
         let bytes = self.bytes(at, len);
         let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
         String::from_utf8_lossy(&bytes[..end]).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_at_hand_is_not_fetched() {
+        let whole: Vec<u8> = (0..100).collect();
+        let mut asked = Vec::new();
+        let mut source = Fetched::new(&whole[..10], Some(100), |offset, len| {
+            asked.push((offset, len));
+            let at = usize::try_from(offset).expect("small");
+            Ok(whole[at..].iter().copied().take(usize::try_from(len).expect("small")).collect())
+        });
+        let mut read = |offset, len: usize| {
+            let mut buf = vec![0; len];
+            let count = source.read_at(offset, &mut buf).expect("reads");
+            buf.truncate(count);
+            buf
+        };
+        assert_eq!(read(4, 20), &whole[4..10]);
+        assert_eq!(read(10, 5), &whole[10..15]);
+        assert_eq!(read(98, 5), &whole[98..]);
+        assert!(read(100, 5).is_empty());
+        assert_eq!(asked, [(10, 5), (98, 5)]);
     }
 }

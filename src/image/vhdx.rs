@@ -180,6 +180,10 @@ const fn guid(a: u32, b: u16, c: u16, d: u64) -> Guid {
 
 /// CRC-32C of a structure whose own checksum stands at bytes 4 to 8 and counts as zero.
 fn checksum(bytes: &[u8]) -> u32 {
+    // A fuzzer cannot guess sums: there every one is right.
+    if cfg!(fuzzing) {
+        return Fields(bytes.get(..8).unwrap_or_default().to_vec()).le32(4);
+    }
     let mut crc = u32::MAX;
     for (at, &byte) in bytes.iter().enumerate() {
         let byte = if (4..8).contains(&at) { 0 } else { byte };

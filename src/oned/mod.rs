@@ -25,6 +25,8 @@ use crate::payload::{self, Datastore, DatastorePool, Host, HostPool, Image, Vm};
 pub mod cli;
 pub mod dir;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod monitord;
 mod reply;
 pub mod xmlrpc;

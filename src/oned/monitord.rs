@@ -133,7 +133,7 @@ fn read_key(path: &Path) -> Result<Rsa<Public>, MonitordError> {
 }
 
 /// Names and values of the `NETWORK` vector of `monitord.conf`.
-fn network(text: &str) -> Vec<(String, String)> {
+pub(super) fn network(text: &str) -> Vec<(String, String)> {
     let plain: Vec<&str> = text.lines().map(|line| line.split('#').next().unwrap_or_default()).collect();
     let plain = plain.join("\n");
     let is_name = |at: usize| plain[..at].chars().next_back().is_none_or(char::is_whitespace);

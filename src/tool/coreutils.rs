@@ -23,6 +23,12 @@ pub fn sync_file_system(path: &Path) -> Cmd {
     Cmd::new("sync").arg("-f").arg(path)
 }
 
+/// `sync`: everything that was written on this machine is on its disks.
+#[must_use]
+pub fn sync_all() -> Cmd {
+    Cmd::new("sync")
+}
+
 /// `stat -c %Y`: when a file was last written to, in seconds since 1970.
 #[must_use]
 pub fn changed_at(path: &Path) -> Cmd {

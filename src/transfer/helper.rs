@@ -144,6 +144,7 @@ impl Helpers {
             shown: format!("{} {}", program.display(), redact(location)),
             also_ok: Vec::new(),
             hidden: Some(&self.action_data).filter(|data| !data.reveal().is_empty()).cloned().into_iter().collect(),
+            on_leash: true,
         };
         let opened = Stream::start(Job { spawn, protocol }, control);
         Some(opened.map(|stream| (stream, protocol != Protocol::Commands)))
@@ -274,7 +275,7 @@ impl Drop for Stream {
 /// Whether what follows the scheme is a plain address. Programs put some of it before a shell unquoted, make variables of a
 /// query, and give hosts to ssh as they are: so there are no characters that mean anything to a shell, no part that
 /// begins like an option, and only the queries that are known.
-fn is_plain(scheme: &str, rest: &str) -> bool {
+pub(super) fn is_plain(scheme: &str, rest: &str) -> bool {
     let (address, query) = rest.split_once('?').map_or((rest, None), |(address, query)| (address, Some(query)));
     let word = |text: &str, marks: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || marks.contains(c));
     let known: &[&str] = match scheme {

@@ -20,96 +20,24 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::decode::{Allowance, Bounded, Compression, MAGIC};
-use super::digest::{Expected, Hashers};
-use super::helper::Helpers;
-use super::http::{self, Download, HttpError};
+use super::decode::{Bounded, Compression, MAGIC};
+use super::digest::Hashers;
+use super::http::{Download, HttpError};
 use super::overlap::Overlapped;
-use super::rate::{Limited, Rate};
+use super::rate::Limited;
 use super::rbd::Export;
-use super::s3::{self, S3Error};
-use super::source::{PathPolicy, SourceError, open_local};
+use super::s3;
+use super::source::{SourceError, open_local};
 use super::ssh;
 use super::url::{redact, split_scheme};
 use super::watch::Stop;
 use crate::exec::control::Control;
-use crate::exec::process::Programs;
 use crate::image::{HEAD, Inspection, Prefix, inspect};
+
+pub use super::options::{ImportError, Options};
 
 /// The most of the decoded beginning that is kept: 4 MiB, enough for the header of any format.
 pub const MAX_HEAD: usize = 4 << 20;
-
-/// How an import behaves.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Which files may be read, here and on other machines.
-    pub policy: PathPolicy,
-    /// Whether compressed sources are decoded (`NO_DECOMPRESS` says no).
-    pub decompress: bool,
-    /// Digests that the source, as downloaded, must have.
-    pub digests: Vec<Expected>,
-    /// The fastest that the source is read, of any kind.
-    pub rate: Option<Rate>,
-    /// The most bytes that are accepted of what does not announce its length: of decoded data, and of downloads without
-    /// a length. What announces it can be judged before it comes.
-    pub max_output: Option<Allowance>,
-    /// How downloads behave.
-    pub http: http::Options,
-    /// Where S3 objects are and whose they are.
-    pub s3: s3::Settings,
-    /// How ssh is called.
-    pub programs: Programs,
-    /// Programs for schemes that we do not serve; without them no other program is started either.
-    pub helpers: Option<Helpers>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            policy: PathPolicy::default(),
-            decompress: true,
-            digests: Vec::new(),
-            rate: None,
-            max_output: None,
-            http: http::Options::default(),
-            s3: s3::Settings::default(),
-            programs: Programs::default(),
-            helpers: None,
-        }
-    }
-}
-
-/// Why an import could not begin.
-#[derive(Debug, thiserror::Error)]
-pub enum ImportError {
-    /// The local file was not opened.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// The download did not begin.
-    #[error(transparent)]
-    Http(#[from] HttpError),
-    /// An S3 object cannot be asked for.
-    #[error(transparent)]
-    S3(#[from] S3Error),
-    /// Nobody here serves the scheme.
-    #[error(
-        "Cannot read from {location}: scheme '{scheme}' is not served, only http, https, s3, ssh, rbd, local paths and those with a helper program are"
-    )]
-    Scheme {
-        /// The location, without secrets.
-        location: String,
-        /// Its scheme.
-        scheme: String,
-    },
-    /// The first bytes could not be read or decoded, or are all there is and wrong.
-    #[error("Cannot read from {location}")]
-    Read {
-        /// The location, without secrets.
-        location: String,
-        /// The cause.
-        source: io::Error,
-    },
-}
 
 /// Where an image comes from, told by its location: the seam for further schemes.
 enum Origin<'a> {

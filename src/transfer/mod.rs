@@ -3,6 +3,7 @@
 //! # Layout
 //!
 //! - [`import`]: opens what a user named as one stream: source, rate limit, digests, decoder; and its first bytes.
+//! - `options`: how an import behaves, and why one could not begin.
 //! - [`size`]: how large an image will be, for the `stat` of a datastore.
 //! - [`look`]: what an image is, by its head and its end, for people.
 //! - [`source`]: files that users name, and which they may; it judges on the machine that has them.
@@ -16,10 +17,13 @@
 
 pub mod decode;
 pub mod digest;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod helper;
 pub mod http;
 pub mod import;
 pub mod look;
+mod options;
 mod overlap;
 pub mod progress;
 pub mod proxy;

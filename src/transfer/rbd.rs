@@ -9,8 +9,8 @@ use super::url::redact;
 use crate::exec::cmd::Cmd;
 use crate::exec::control::Control;
 use crate::exec::host::HostName;
-use crate::exec::posix;
 use crate::exec::process::{self, ProcessIo, Programs, Spawn, Stdin, Stdout};
+use crate::exec::quote::quote;
 use crate::exec::relay::Relay;
 
 /// An image of a Ceph cluster, and the host that can reach it.
@@ -81,10 +81,10 @@ impl Export {
         argv.extend(["-T", "-x", "-o", "BatchMode=yes", "-o", "ClearAllForwardings=yes", "--"].map(Into::into));
         argv.push(self.host.as_str().into());
         let words = programs.argv(&self.command());
-        let words: Vec<String> = words.iter().map(|word| posix::quote(OsStr::new(word))).collect();
+        let words: Vec<String> = words.iter().map(|word| quote(OsStr::new(word))).collect();
         argv.push(words.join(" ").into());
         let shown = format!("rbd export of {}", redact(location));
-        let spawn = Spawn { argv, env: Vec::new(), shown, also_ok: Vec::new(), hidden: Vec::new() };
+        let spawn = Spawn { argv, env: Vec::new(), shown, also_ok: Vec::new(), hidden: Vec::new(), on_leash: true };
         let control = control.clone();
         Relay::start(move |mut writer| {
             let io = ProcessIo { stdin: Stdin::Null, stdout: Stdout::Writer(&mut writer) };

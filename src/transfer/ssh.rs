@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::import::{ImportError, Options};
+use super::options::{ImportError, Options};
 use super::source::{HOME, PathPolicy, SourceError};
 use super::url::{redact, split_scheme};
 use crate::exec::control::Control;
@@ -92,6 +92,22 @@ impl Address {
         let name = user.map_or_else(|| host.to_owned(), |user| format!("{user}@{host}"));
         Ok(Self { host: HostName::new(&name).map_err(|_| BadAddress::Host)?, port, path })
     }
+}
+
+/// What must hold of an address, whatever it says. See [`crate::fuzz`].
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(text: &str) {
+    let Ok(Address { host, port, path }) = Address::parse(text) else { return };
+    let name = host.as_str();
+    assert!(!name.starts_with('-') && !name.contains("@-"), "{name}");
+    assert!(name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-:%@".contains(&byte)), "{name}");
+    assert!(path.is_absolute() && path.file_name().is_some() && text.ends_with(&*path.to_string_lossy()));
+    let (user, host) = name.split_once('@').map_or(("", name), |(user, host)| (user, host));
+    let user = if user.is_empty() { String::new() } else { format!("{user}@") };
+    let host = if host.contains([':', '%']) { format!("[{host}]") } else { host.to_owned() };
+    let port_text = port.map(|port| format!(":{port}")).unwrap_or_default();
+    let again = Address::parse(&format!("ssh://{user}{host}{port_text}{}", path.display())).expect("it is an address");
+    assert_eq!((again.host.as_str(), again.port, again.path), (name, port, path));
 }
 
 /// Opens the file and waits for its size in bytes. The stream's end is only reached when the far side said so.

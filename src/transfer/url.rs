@@ -42,6 +42,11 @@ impl Url {
         if authority.is_empty() || authority.starts_with(':') || !authority.bytes().all(valid) {
             return None;
         }
+        // An IPv6 address has both of its brackets, and something between them.
+        if authority.strip_prefix('[').is_some_and(|rest| rest.split_once(']').is_none_or(|(host, _)| host.is_empty()))
+        {
+            return None;
+        }
         let (path, query) = match tail.split_once('?') {
             Some((path, query)) => (path, Some(Secret::new(escape(query)))),
             None => (tail, None),
@@ -162,7 +167,7 @@ fn basic(login: &str) -> Secret {
     Secret::new(format!("Basic {}", BASE64_STANDARD.encode(plain)))
 }
 
-fn unescape(text: &str) -> Vec<u8> {
+pub(super) fn unescape(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -203,7 +208,19 @@ mod tests {
         assert_eq!(Url::parse("http://[::1]:80").unwrap().host(), "::1");
         let debug = format!("{url:?}");
         assert!(!debug.contains("p:w") && !debug.contains("sig"), "{debug}");
-        for text in ["", "host/x", "ftp://host/x", "http://", "http://:80/", "http://ho st/", "http:///x", "http:/x"] {
+        for text in [
+            "",
+            "host/x",
+            "ftp://host/x",
+            "http://",
+            "http://:80/",
+            "http://ho st/",
+            "http:///x",
+            "http:/x",
+            "http://[/",
+            "http://[]:1/",
+            "http://[::1",
+        ] {
             assert!(Url::parse(text).is_none(), "{text}");
         }
     }

@@ -147,7 +147,7 @@ impl Disk {
             self.ask(ops)
         };
         let reading = chains::read(&query, &mut ask).expect("it can be read");
-        (trips, Chain::of(&reading.facts), reading.staged)
+        (trips, Chain::of(&reading.facts), reading.staged.unwrap_or_default())
     }
 
     pub fn chain(&self) -> Chain {

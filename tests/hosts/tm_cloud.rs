@@ -11,8 +11,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
 use onestore::action::{Action, Kind};
-use onestore::context::{Cx, Hosts, Parts};
-use onestore::dispatch::Explanation;
+use onestore::context::{Cx, Hosts};
 use onestore::driver::{Driver, Reply, Request, Serve, TmRequest};
 use onestore::exec::control::{Cancel, Control};
 use onestore::exec::host::local::Local;
@@ -20,12 +19,12 @@ use onestore::exec::host::{Host, ScriptError};
 use onestore::exec::interpret::Io;
 use onestore::exec::op::{Script, Value};
 use onestore::exec::process::Programs;
-use onestore::exec::staging::Owner;
-use onestore::exec::step::{Executor, Explainer, Runner};
-use onestore::location::Layout;
-use onestore::oned::{self, Oned, OnedEnv};
-use onestore::report::{Log, one_line};
-use onestore::settings::Settings;
+
+#[path = "calls.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod calls;
+
+use calls::Calls;
 
 /// This machine under the name of a host; counts what reaches it.
 struct Named {
@@ -161,58 +160,40 @@ impl Cloud {
         words.iter().map(|word| word.replace("{ds}", &format!("{root}//ds")).replace("{cloud}", &root).into()).collect()
     }
 
-    /// Does an action with this executor.
-    fn serve(&self, executor: &dyn Executor, action: &str, words: &[&str], stdin: &str) -> anyhow::Result<Reply> {
-        let env = |name: &str| (name == "DS_DIR").then(|| self.path("ds").into_os_string());
-        let layout = Layout::new(env, Some(&self.path("remotes")));
-        let conf = self.conf.borrow().clone();
-        let setting = |name: &str| conf.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into());
-        let settings = Settings::load(&layout, self.mad, setting).expect("settings");
-        let log = Log::quiet(&format!("tm/{}/test", self.mad));
-        let oned = format!("dir:{}", self.path("oned").display());
-        let connect =
-            || -> Box<dyn Oned> { oned::connect(&OnedEnv { choice: Some(oned.clone().into()), ..OnedEnv::default() }) };
-        let hosts = ThisMachine { runs: Arc::clone(&self.runs) };
-        let cx = Cx::new(Parts {
-            layout: &layout,
-            settings: &settings,
-            log: &log,
-            control: Control::new(Cancel::new()),
-            hosts: &hosts,
-            executor,
-            connect: &connect,
-            name: &|image| format!("new{image}"),
-        });
+    /// Does an action, in the context of calls to this cloud.
+    fn serve(&self, cx: &Cx<'_>, action: &str, words: &[&str], stdin: &str) -> anyhow::Result<Reply> {
         let driver = Driver::find(Kind::Tm, self.mad).expect("the driver");
         let (name, system) = action.split_once('.').map_or((action, None), |(name, system)| (name, Some(system)));
         match driver.entry(name, system).expect("the action").serve {
             Serve::Tm(serve) => {
                 let action = Action::find(Kind::Tm, name).expect("the action").name;
                 let vm = (!stdin.is_empty()).then(|| stdin.to_owned());
-                serve(&cx, &TmRequest { mad: self.mad.to_owned(), action, args: self.args(words), vm })
+                serve(cx, &TmRequest { mad: self.mad.to_owned(), action, args: self.args(words), vm })
             }
             Serve::Datastore(serve) => {
                 let xml = stdin.replace("{ds}", &self.path("ds").display().to_string());
                 let id = words[0].parse().expect("an id");
-                serve(&cx, &Request { id, data: onestore::payload::parse(&xml).expect("a document") })
+                serve(cx, &Request { id, data: onestore::payload::parse(&xml).expect("a document") })
             }
             other => panic!("{action} is {other:?}"),
         }
     }
 
+    fn calls<T>(&self, body: impl FnOnce(&Calls<'_>) -> T) -> T {
+        body(&Calls {
+            mad: self.mad,
+            remotes: self.path("remotes"),
+            datastores: Some(self.path("ds")),
+            oned: Some(self.path("oned")),
+            settings: &self.conf.borrow(),
+            hosts: &ThisMachine { runs: Arc::clone(&self.runs) },
+        })
+    }
+
     /// What the action would do, in words without anything of this machine.
     pub fn explain_with(&self, action: &str, words: &[&str], stdin: &str) -> String {
-        let explainer = Explainer::default();
-        let text = match self.serve(&explainer, action, words, stdin) {
-            Ok(reply) => {
-                explainer.commit().expect("commits");
-                let call = format!("tm/{}/{action}", self.mad);
-                Explanation { call, steps: explainer.plan(), reply: reply.to_string() }.to_string()
-            }
-            Err(error) => format!("fails: {}\n", one_line(&error)),
-        };
-        let owner = Owner::me().expect("proc").tag();
-        text.replace(&self.root.path().display().to_string(), "/CLOUD").replace(&owner, "OWNER")
+        let call = format!("tm/{}/{action}", self.mad);
+        self.calls(|calls| calls.explain(&call, self.root.path(), |cx| self.serve(cx, action, words, stdin)))
     }
 
     pub fn explain(&self, action: &str, words: &[&str]) -> String {
@@ -222,10 +203,8 @@ impl Cloud {
     /// Does the action, and gives how many scripts each host ran.
     pub fn scripts(&self, action: &str, words: &[&str]) -> usize {
         self.runs.lock().expect("counts").clear();
-        let log = Log::quiet(&format!("tm/{}/test", self.mad));
-        let runner = Runner::new(Control::new(Cancel::new()), &log);
-        self.serve(&runner, action, words, "").expect(action);
-        runner.commit().expect("commits");
+        let control = Control::new(Cancel::new());
+        self.calls(|calls| calls.run(control, |cx| self.serve(cx, action, words, ""))).expect(action);
         self.runs.lock().expect("counts").len()
     }
 }

@@ -1,7 +1,8 @@
 #!/bin/bash
 # tests/lab/host.sh: first processes of a lab's namespaces; tests/lab/hypervisors.rs starts them.
 #
-#   host.sh front DIR COMMAND…     the front-end: a bridge, names, then COMMAND; reaps what is orphaned, and ends with it
+#   host.sh front DIR COMMAND…     the front-end: a bridge, names, an sshd, then COMMAND; reaps what is orphaned, and ends
+#                                  with it
 #   host.sh host DIR NAME ADDRESS  a hypervisor host: network, daemons; serves until it is killed
 #
 # Every mount below is in a mount namespace of its own, every device in a network namespace of its own: all goes with
@@ -20,6 +21,9 @@ if [ "$role" = front ]; then
     ip address add 10.77.0.1/24 dev lab
     ip link set lab up
     mount -t tmpfs -o size=24m tmpfs "$dir/small"
+    hostname front
+    # oned's drivers reach the front-end by ssh as well: VMs that are stopped or undeployed are there.
+    /usr/sbin/sshd -f "$dir/etc/sshd_config" -E "$dir/sshd.log"
     # Not exec: bash reaps what others leave behind, libvirtd waits for that.
     "$@"
     exit
@@ -45,6 +49,6 @@ if [ -e "$own/root" ]; then
     mount -t tmpfs -o size=1m tmpfs "$dir/shared"
 fi
 virtlogd -d -p /run/virtlogd.pid
-libvirtd -d -p /run/libvirtd.pid
+libvirtd -d -p /run/libvirtd.pid -f "$own/libvirtd.conf"
 # Not exec: as above.
 /usr/sbin/sshd -D -f "$dir/etc/sshd_config" -E "$own/sshd.log"

@@ -21,6 +21,9 @@ use crate::writer;
 /// The hosts and their addresses.
 const HOSTS: [(&str, &str); 2] = [("host1", "10.77.0.11"), ("host2", "10.77.0.12")];
 
+/// The front-end, where the tests run.
+pub const FRONT: (&str, &str) = ("front", "10.77.0.1");
+
 /// Names of lab folders: this, the process number of the test, a dot and something random.
 const PREFIX: &str = "onestore-lab.";
 
@@ -31,6 +34,8 @@ pub struct Layout {
     pub host_root: Option<&'static str>,
     /// Whether the shared folder is an xfs that can share blocks.
     pub reflink: bool,
+    /// Whether it is in memory: what else the machine's disk has to do, no test has to wait for.
+    pub memory: bool,
 }
 
 /// The cloud, seen from its front-end.
@@ -114,7 +119,7 @@ fn prepare(dir: &Path, layout: Layout) {
         assert!(keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(key).status().expect("ssh-keygen").success());
     }
     let public = fs::read_to_string(hostkey.with_extension("pub")).expect("reads");
-    let known = HOSTS.map(|(name, address)| format!("{name},{address} {public}"));
+    let known = [FRONT, HOSTS[0], HOSTS[1]].map(|(name, address)| format!("{name},{address} {public}"));
     write("home/.ssh/known_hosts", &known.concat());
     write(
         "home/.ssh/config",
@@ -133,7 +138,7 @@ fn prepare(dir: &Path, layout: Layout) {
         ),
     );
     let names = HOSTS.map(|(name, address)| format!("{address} {name}\n"));
-    write("etc/hosts", &format!("127.0.0.1 localhost\n10.77.0.1 front\n{}", names.concat()));
+    write("etc/hosts", &format!("127.0.0.1 localhost\n{} {}\n{}", FRONT.1, FRONT.0, names.concat()));
     // libvirtd insists on this user, and sshd on its own.
     let passwd = fs::read_to_string("/etc/passwd").expect("reads");
     let others: Vec<&str> =
@@ -154,8 +159,11 @@ fn prepare(dir: &Path, layout: Layout) {
         "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nremember_owner = 0\nsecurity_driver = \"none\"\n\
          namespaces = []\ncgroup_controllers = []\n",
     );
-    write("etc/libvirt/libvirtd.conf", "auth_unix_rw = \"none\"\n");
-    for (name, _) in HOSTS {
+    for (number, (name, _)) in (1..).zip(HOSTS) {
+        // Two libvirts of one identity would not migrate to each other.
+        let uuid = format!("6f6e6573-746f-4e65-8c61-62000000000{number}");
+        let conf = format!("auth_unix_rw = \"none\"\nhost_uuid = \"{uuid}\"\n");
+        write(&format!("hosts/{name}/libvirtd.conf"), &conf);
         if let Some(root) = layout.host_root {
             write(&format!("hosts/{name}/root"), root);
         }
@@ -170,6 +178,11 @@ impl Lab {
             fs::File::create_new(&image).and_then(|file| file.set_len(512 << 20)).expect("an image");
             run(Command::new("mkfs.xfs").arg("-q").arg(&image));
             run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(lab.shared()));
+        }
+        if layout.memory {
+            for folder in [lab.shared(), lab.path("tmp")] {
+                run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=2g,mode=755", "tmpfs"]).arg(folder));
+            }
         }
         for (name, _) in HOSTS {
             lab.start_host(name);
@@ -237,7 +250,7 @@ impl Lab {
         fs::copy(env!("CARGO_BIN_EXE_onestore"), self.path("remotes/onestore/onestore")).expect("copies");
     }
 
-    /// Runs a command on a host, as root and without ssh.
+    /// Runs a command on a host or the front-end, as root and without ssh.
     pub fn on(&self, name: &str, words: &[&str]) -> Output {
         self.enter(name, words).output().expect("nsenter")
     }
@@ -250,6 +263,11 @@ impl Lab {
     }
 
     fn enter(&self, name: &str, words: &[&str]) -> Command {
+        if name == FRONT.0 {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]).stdin(Stdio::null());
+            return command;
+        }
         let unshare = self.hosts.lock().expect("locks")[name].id();
         let init = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children")).unwrap_or_default();
         let mut enter = Command::new("nsenter");
@@ -287,6 +305,12 @@ impl Lab {
              <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>\
              <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"
         );
+        self.start_domain(host, id, &xml, kind)
+    }
+
+    /// Starts the domain `one-<id>` of this description.
+    pub fn start_domain(&self, host: &str, id: u32, xml: &str, kind: Kind) -> Domain<'_> {
+        let name = format!("one-{id}");
         let file = self.path(&format!("{name}.xml"));
         fs::write(&file, xml).expect("writes");
         let file = file.display().to_string();
@@ -310,8 +334,11 @@ impl Drop for Lab {
         for host in hosts {
             self.kill_host(host);
         }
-        if self.layout.reflink {
+        if self.layout.reflink || self.layout.memory {
             let _ = Command::new("umount").arg(self.shared()).status();
+        }
+        if self.layout.memory {
+            let _ = Command::new("umount").arg(self.path("tmp")).status();
         }
         let _ = Command::new("umount").arg(self.small()).status();
     }

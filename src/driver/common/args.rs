@@ -14,6 +14,7 @@ use anyhow::{Result, bail};
 use crate::context::Cx;
 use crate::driver::TmRequest;
 use crate::exec::host::Host;
+use crate::exec::op::{FileKind, Op, Value};
 use crate::location::{ImageFiles, normalize, with_suffix};
 use crate::report::Misuse;
 
@@ -111,7 +112,7 @@ impl TmRequest {
 }
 
 /// Splits at the first colon.
-fn split(arg: &OsStr) -> (Option<&OsStr>, &OsStr) {
+pub(super) fn split(arg: &OsStr) -> (Option<&OsStr>, &OsStr) {
     let bytes = arg.as_bytes();
     match bytes.iter().position(|byte| *byte == b':') {
         Some(at) => (Some(OsStr::from_bytes(&bytes[..at])), OsStr::from_bytes(&bytes[at + 1..])),
@@ -124,6 +125,27 @@ fn clean(path: &OsStr) -> Option<PathBuf> {
     let path = Path::new(path);
     let up = path.components().any(|part| part == Component::ParentDir);
     (path.is_absolute() && !up).then(|| normalize(path))
+}
+
+/// The parts of `<datastores>/<datastore>/<vm>[/disk.N]`.
+pub(super) struct Parts {
+    pub(super) root: PathBuf,
+    pub(super) datastore: u32,
+    pub(super) dir: PathBuf,
+    pub(super) name: Option<String>,
+}
+
+/// Takes a path apart; `None` for what is no place of the VM.
+pub(super) fn parts(path: &OsStr, vm: u32) -> Option<Parts> {
+    let path = clean(path)?;
+    let is_file = |name: &str| matches!(name, "kernel" | "initrd") || disk_number(name).is_some();
+    let name = path.file_name().and_then(OsStr::to_str).filter(|name| is_file(name)).map(str::to_owned);
+    let dir = if name.is_some() { path.parent()? } else { &path };
+    let number = |dir: &Path| plain_number(dir.file_name()?.to_str()?);
+    let datastore = number(dir.parent()?)?;
+    let root = dir.parent()?.parent().filter(|root| root.parent().is_some())?;
+    let (root, dir) = (root.to_owned(), (number(dir) == Some(vm)).then(|| dir.to_owned())?);
+    Some(Parts { root, datastore, dir, name })
 }
 
 /// A directory of a VM in a system datastore, or something directly in it.
@@ -157,14 +179,8 @@ impl VmPlace {
     /// What `path`, given as `text`, names on `host`.
     fn at(host: Arc<dyn Host>, path: &OsStr, text: String, vm: u32) -> Result<Self> {
         let bad = || Misuse(format!("Bad place {text:?}: it has to be HOST:<datastores>/<datastore>/{vm}[/disk.N]"));
-        let path = clean(path).ok_or_else(bad)?;
-        let is_file = |name: &str| matches!(name, "kernel" | "initrd") || disk_number(name).is_some();
-        let name = path.file_name().and_then(OsStr::to_str).filter(|name| is_file(name)).map(str::to_owned);
-        let dir = if name.is_some() { path.parent().ok_or_else(bad)? } else { &path };
-        let number = |dir: Option<&Path>| plain_number(dir?.file_name()?.to_str()?);
-        let (Some(datastore), true) = (number(dir.parent()), number(Some(dir)) == Some(vm)) else { bail!(bad()) };
-        let root = dir.parent().and_then(Path::parent).filter(|root| root.parent().is_some()).ok_or_else(bad)?;
-        Ok(Self { host, root: root.to_owned(), datastore, vm, dir: dir.to_owned(), name, text })
+        let Parts { root, datastore, dir, name } = parts(path, vm).ok_or_else(bad)?;
+        Ok(Self { host, text, root, datastore, vm, dir, name })
     }
 
     /// The path that is meant.
@@ -225,6 +241,24 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// The directories of the VM and of the disk's layers, as questions for [`Self::refuse_links`].
+    pub fn dirs(&self) -> [Op; 2] {
+        [self.place.dir.clone(), self.snapshots()].map(|path| Op::Stat { path, follow: false })
+    }
+
+    /// Judges the answers to [`Self::dirs`]. Nobody makes links of these directories; what one leads to is somebody else's.
+    ///
+    /// # Errors
+    /// One is a link.
+    pub fn refuse_links(&self, answers: &[Value]) -> Result<()> {
+        for (dir, answer) in [self.place.dir.clone(), self.snapshots()].iter().zip(answers) {
+            if answer.stat().is_some_and(|stat| stat.kind == FileKind::Link) {
+                bail!("{} is a link, not a directory", dir.display());
+            }
+        }
+        Ok(())
+    }
+
     /// `disk.N.snap`: its layers.
     pub fn snapshots(&self) -> PathBuf {
         with_suffix(&self.path, ".snap")
@@ -242,7 +276,7 @@ pub fn lock_of(vm: u32, name: &str) -> String {
 }
 
 /// N of `disk.N`.
-fn disk_number(name: &str) -> Option<u32> {
+pub fn disk_number(name: &str) -> Option<u32> {
     plain_number(name.strip_prefix("disk.")?)
 }
 

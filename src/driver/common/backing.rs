@@ -12,7 +12,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 
 use super::args::{Disk, plain_number};
-use super::layers::{HEAD, Layer, layer};
+use super::layers::{self, HEAD, Layer};
 use crate::context::Cx;
 use crate::exec::host::Host;
 use crate::exec::op::{Op, Value};
@@ -58,7 +58,8 @@ fn one(cx: &Cx<'_>, host: &Arc<dyn Host>, path: &Path, known: &mut HashMap<PathB
     };
     match head {
         Value::Absent => bail!("{} does not exist on {}", path.display(), host.name()),
-        head => layer(cx, host, path.to_owned(), None, head, None),
+        Value::Bytes(head) => layers::judged(cx, host, path, None, &head),
+        _ => bail!("{} cannot be read", path.display()),
     }
 }
 

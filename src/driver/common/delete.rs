@@ -3,6 +3,7 @@
 //! Source: contract 02 §4. What is not there has gone already. With a disk its layers go too: upstream leaves those of a
 //! detached disk until the VM ends.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use super::disk::Target;
 use crate::context::Cx;
 use crate::driver::{Reply, TmRequest};
 use crate::exec::error::OpErrorKind;
-use crate::exec::host::ScriptError;
+use crate::exec::host::fenced::Fenced;
+use crate::exec::host::{Host, ScriptError};
 use crate::exec::op::Op;
 use crate::exec::step::Step;
 use crate::location::with_suffix;
@@ -36,6 +38,8 @@ pub fn delete(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
 
     // What is done.
     cx.info(format!("Deleting {}", path.display()));
+    // A link in the place of the VM's directory leads to what is somebody else's.
+    let host: Arc<dyn Host> = Arc::new(Fenced::new(Arc::clone(&place.host), vec![place.datastore_dir()]));
     let remove = |path| Op::Remove { path, tree: true, must_exist: false };
     let step = || {
         let (what, mut ops) = match &place.name {
@@ -45,7 +49,7 @@ pub fn delete(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         if place.is_disk() {
             ops.push(remove(with_suffix(&path, ".snap")));
         }
-        Step::new(&place.host, what, ops).or_say(&failure)
+        Step::new(&host, what, ops).or_say(&failure)
     };
     for tries in 1.. {
         match cx.apply(step()) {

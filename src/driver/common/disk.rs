@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use super::args::{VmPlace, lock_of};
 use super::folder::Folder;
 use crate::context::Cx;
-use crate::exec::op::{Op, Value};
+use crate::exec::op::{FileKind, Op, Value};
 use crate::exec::step::Step;
 use crate::location::with_suffix;
 use crate::payload::{Disk as DiskRecord, Vm};
@@ -57,7 +57,11 @@ impl Target {
         };
         let Some(name) = place.name.clone() else { bail!("{} is a directory, not a disk", place.text) };
         let has = [0, 1, 2, 3].map(|at| found[at].stat().is_some());
-        if found[1].stat().is_some_and(|stat| stat.kind == crate::exec::op::FileKind::Dir) {
+        let is = |at: usize, kind: FileKind| found[at].stat().is_some_and(|stat| stat.kind == kind);
+        if is(0, FileKind::Link) {
+            bail!("{} is a link, not the VM's directory", place.dir.display());
+        }
+        if is(1, FileKind::Dir) {
             bail!("{} is a directory", place.path().display());
         }
         let folder = Folder::of(&place.host, &place.dir, list)?;

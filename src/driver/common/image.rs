@@ -101,7 +101,7 @@ impl Image {
             // A guest can write anything into it, another format's header too.
             return Ok(raw(self.files.image.clone(), stat.size));
         }
-        layers::alone(cx, host, &self.files.image, Some(stat.size), self.head.clone().unwrap_or_default())
+        layers::alone(cx, host, &self.files.image, Some(stat.size), self.head.as_deref().unwrap_or_default())
     }
 }
 

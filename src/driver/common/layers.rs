@@ -1,4 +1,5 @@
-//! The snapshot layers of an image as they lie on the disk, whichever transfer manager made them.
+//! The snapshot layers of an image as they lie on the disk, whichever transfer manager made them: read by
+//! [`crate::chains`], here is what they mean for an image that no VM uses.
 //!
 //! Source: contract 02 §1. Three layouts are met: chains with absolute backing names (`shared`, `qcow2`), chains with
 //! relative ones whose image is a link into `.snap` (`local`, mixed mode), and full copies (`ssh`, raw). What is on the
@@ -13,10 +14,12 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 
 use super::judge;
+use crate::chains;
 use crate::context::Cx;
 use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Op, Value};
-use crate::image::{Format, Reason, RefKind};
+use crate::image::Format;
+use crate::image::chain::{Entry, Header, Kind};
 use crate::location::ImageFiles;
 use crate::location::normalize;
 
@@ -60,77 +63,57 @@ impl Layers {
     /// # Errors
     /// The image is missing; a layer refers to a file outside of the image; a header is not what it should be.
     pub fn read(cx: &Cx<'_>, host: &Arc<dyn Host>, files: &ImageFiles, format: Option<&str>) -> Result<Self> {
-        let first = [
-            Op::Stat { path: files.image.clone(), follow: true },
-            Op::ReadLink { path: files.image.clone() },
-            Op::List { path: files.snapshots() },
-        ];
+        let folder = files.snapshots();
+        let first = [Op::Stat { path: files.image.clone(), follow: true }, Op::List { path: folder.clone() }];
         let answers = cx.query(host, first)?;
-        let [image, link, list] = answers.as_slice() else { bail!("{} cannot be read", files.image.display()) };
+        let [image, list] = answers.as_slice() else { bail!("{} cannot be read", files.image.display()) };
         if image.stat().is_none_or(|s| !matches!(s.kind, FileKind::File)) {
             bail!("{} does not exist or is no file", files.image.display());
         }
-        let link = match link {
-            Value::Bytes(text) => Some(PathBuf::from(OsStr::from_bytes(text))),
-            _ => None,
-        };
         let names = match list {
             Value::Names(names) => names.as_slice(),
             _ => &[],
         };
-        let size = image.stat().map(|s| s.size);
-        Self::read_files(cx, host, files, (link, size, format == Some("raw")), names)
-    }
-
-    fn read_files(
-        cx: &Cx<'_>,
-        host: &Arc<dyn Host>,
-        files: &ImageFiles,
-        (link, size, raw): (Option<PathBuf>, Option<u64>, bool),
-        names: &[OsString],
-    ) -> Result<Self> {
         let ids: Vec<u32> = names.iter().filter_map(|n| n.to_str()?.parse().ok()).collect();
         let moved: Vec<u32> = names.iter().filter_map(|n| n.to_str()?.strip_suffix(".current")?.parse().ok()).collect();
-        let mut ops = vec![Op::Read { path: files.image.clone(), offset: 0, len: HEAD }];
-        for id in &ids {
-            let path = files.snapshot(*id);
-            ops.push(Op::ReadLink { path: path.clone() });
-            ops.push(Op::Stat { path: path.clone(), follow: true });
-            ops.push(Op::Read { path, offset: 0, len: HEAD });
-        }
-        ops.extend(moved.iter().map(|id| Op::Read { path: current_file(files, *id), offset: 0, len: 4096 }));
-        let mut answers = cx.query(host, ops)?.into_iter();
-        let mut next = || answers.next().unwrap_or(Value::Absent);
+        let mut paths = vec![files.image.clone()];
+        paths.extend(ids.iter().map(|id| files.snapshot(*id)));
+        paths.extend(moved.iter().map(|id| current_file(files, *id)));
+        let mut ask = |ops| cx.query(host, ops).map_err(anyhow::Error::from);
+        let entries = chains::entries(&folder, &paths, format == Some("raw"), &mut ask)?;
+        let self_link = names.iter().any(|name| Some(name.as_os_str()) == folder.file_name());
+        Self::of(files, &entries, (&ids, &moved), self_link)
+    }
 
-        let image_path = match &link {
-            Some(text) => within(files, text, files.base.as_path())?,
-            None => files.image.clone(),
+    fn of(
+        files: &ImageFiles,
+        entries: &BTreeMap<PathBuf, Entry>,
+        (ids, moved): (&[u32], &[u32]),
+        self_link: bool,
+    ) -> Result<Self> {
+        let found = |path: &Path| entries.get(path).cloned().unwrap_or_default();
+        let entry = found(&files.image);
+        let image = match &entry.kind {
+            Kind::Link(text) => within(files, text, &files.base)?,
+            _ => files.image.clone(),
         };
-        let see = |path: PathBuf, link: Option<PathBuf>, head: Value, size: Option<u64>| {
-            if raw {
-                return Ok(Layer { path, link, format: Format::Raw, virtual_size: size, backing: None });
-            }
-            layer(cx, host, path, link, head, size)
-        };
-        let image = see(image_path, None, next(), size)?;
+        let image = layer(image, None, entry.header)?;
         let mut snapshots = BTreeMap::new();
         for id in ids {
-            let (link, stat, head) = (next(), next(), next());
-            let link = match link {
-                Value::Bytes(text) => Some(within(files, Path::new(OsStr::from_bytes(&text)), &files.snapshots())?),
+            let entry = found(&files.snapshot(*id));
+            let link = match &entry.kind {
+                Kind::Link(text) => Some(within(files, text, &files.snapshots())?),
                 _ => None,
             };
-            snapshots.insert(id, see(files.snapshot(id), link, head, stat.stat().map(|s| s.size))?);
+            snapshots.insert(*id, layer(files.snapshot(*id), link, entry.header)?);
         }
         let mut elsewhere = BTreeMap::new();
         for id in moved {
-            let Value::Bytes(text) = next() else { continue };
-            let text = text.trim_ascii();
-            if let Some(name) = Path::new(OsStr::from_bytes(text)).file_name() {
-                elsewhere.insert(id, name.to_owned());
+            let text = found(&current_file(files, *id)).text.unwrap_or_default();
+            if let Some(name) = Path::new(OsStr::from_bytes(text.trim_ascii())).file_name() {
+                elsewhere.insert(*id, name.to_owned());
             }
         }
-        let self_link = names.iter().any(|name| Some(name.as_os_str()) == files.snapshots().file_name());
         let layers = Self { files: files.clone(), image, snapshots, self_link, moved: elsewhere };
         layers.check()?;
         Ok(layers)
@@ -232,7 +215,8 @@ impl Layers {
         Ok(found)
     }
 
-    /// The numbered layers that stand on another one: number, path of that, and its format as QEMU has it.
+    /// The numbered layers that stand on another one: number, path of that, and its format as QEMU has it. The image itself
+    /// stands among the layers as [`Layers::first`], or as the link to it.
     ///
     /// # Errors
     /// A chain that leads outside; excluded by [`Layers::read`].
@@ -240,13 +224,33 @@ impl Layers {
         let mut found = Vec::new();
         for (id, one) in self.snapshots.iter().filter(|(_, one)| one.link.is_none()) {
             if let Some(below) = self.below(one)? {
-                // The image itself stands among the layers as the link to it.
                 let link = self.snapshots.values().find(|layer| layer.link.as_ref() == Some(&below.path));
-                let path = link.map_or(&below.path, |link| &link.path);
-                found.push((*id, path.clone(), data_format(below.format)));
+                let path = match link {
+                    Some(link) => link.path.clone(),
+                    None if below.path == self.files.image => self.files.snapshot(0),
+                    None => below.path.clone(),
+                };
+                found.push((*id, path, data_format(below.format)));
             }
         }
         Ok(found)
+    }
+
+    /// The number under which the image itself has to stand among its layers where they are copied: nothing where it does
+    /// already. Once its first snapshot is deleted, the next layer names the image and no link to it is left.
+    ///
+    /// # Errors
+    /// The number is taken by another file.
+    pub fn first(&self) -> Result<Option<u32>> {
+        if self.snapshots.values().any(|layer| layer.link.as_ref() == Some(&self.files.image))
+            || self.above(&self.image)?.is_empty()
+        {
+            return Ok(None);
+        }
+        match self.snapshots.get(&0) {
+            None => Ok(Some(0)),
+            Some(layer) => bail!("{} is in the place of {}", layer.path.display(), self.files.image.display()),
+        }
     }
 
     /// The `.current` file of snapshot `id`, if there is one.
@@ -275,41 +279,37 @@ fn current_file(files: &ImageFiles, id: u32) -> PathBuf {
 ///
 /// # Errors
 /// It is unsafe, or stands on another file.
-pub fn alone(cx: &Cx<'_>, host: &Arc<dyn Host>, path: &Path, size: Option<u64>, head: Vec<u8>) -> Result<Layer> {
-    let layer = layer(cx, host, path.to_owned(), None, Value::Bytes(head), size)?;
+pub fn alone(cx: &Cx<'_>, host: &Arc<dyn Host>, path: &Path, size: Option<u64>, head: &[u8]) -> Result<Layer> {
+    let layer = judged(cx, host, path, size, head)?;
     match &layer.backing {
         None => Ok(layer),
         Some(backing) => bail!("{} refers to {}, which is not a part of it", path.display(), backing.display()),
     }
 }
 
-/// Judges one file. A layer may stand on another one, and may hold internal snapshots; nothing else that makes an image
-/// unsafe is taken, also in a datastore: images that came in before us were not judged.
-pub fn layer(
-    cx: &Cx<'_>,
-    host: &Arc<dyn Host>,
-    path: PathBuf,
-    link: Option<PathBuf>,
-    head: Value,
-    size: Option<u64>,
-) -> Result<Layer> {
-    let Value::Bytes(head) = head else { bail!("{} cannot be read", path.display()) };
-    let seen = judge::inspect(cx, host, &path, size, head)?;
-    let backing = |reason: &Reason| match reason {
-        Reason::Reference(reference) if reference.kind == RefKind::BackingFile => Some(PathBuf::from(&reference.name)),
-        _ => None,
-    };
-    let taken = |reason: &Reason| backing(reason).is_some() || matches!(reason, Reason::Snapshots(_));
-    if let Some(reason) = seen.verdict.reasons().iter().find(|reason| !taken(reason)) {
-        bail!("{} is a {} image that cannot be used: {reason}", path.display(), seen.format);
+/// Judges one file by its first bytes.
+///
+/// # Errors
+/// No program may open it.
+pub fn judged(cx: &Cx<'_>, host: &Arc<dyn Host>, path: &Path, size: Option<u64>, head: &[u8]) -> Result<Layer> {
+    let mut header = Header::from(&judge::inspect(cx, host, path, size, head)?);
+    if header.format == Format::Raw {
+        header.virtual_size = size;
     }
-    // A trailer makes no other format of the same first bytes: QEMU takes such a file for raw.
-    let format =
-        if seen.format == Format::Vpc && seen.variant.as_deref() == Some("fixed") { Format::Raw } else { seen.format };
+    layer(path.to_owned(), None, Some(header))
+}
+
+/// A layer may stand on another one, and may hold internal snapshots; nothing else that makes an image unsafe is taken, also
+/// in a datastore: images that came in before us were not judged.
+fn layer(path: PathBuf, link: Option<PathBuf>, header: Option<Header>) -> Result<Layer> {
+    let Some(header) = header else { bail!("{} cannot be read", path.display()) };
+    if let Some(fault) = &header.fault {
+        bail!("{} is a {} image that cannot be used: {fault}", path.display(), header.format);
+    }
     Ok(Layer {
-        format,
-        virtual_size: if format == Format::Raw { size } else { seen.virtual_size },
-        backing: seen.verdict.reasons().iter().find_map(backing).filter(|_| link.is_none()),
+        format: header.format,
+        virtual_size: header.virtual_size,
+        backing: header.backing.map(|backing| PathBuf::from(backing.name)).filter(|_| link.is_none()),
         path,
         link,
     })

@@ -10,6 +10,7 @@
 //!
 //! Each runs as one script on the host: one to look ([`Live::look`]), one to do it.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
+use super::args::disk_number;
 use crate::context::Cx;
 use crate::exec::error::{OpError, OpErrorKind};
 use crate::exec::host::{ErrorKind, Host, ScriptError};
@@ -190,13 +192,23 @@ impl<'a> Live<'a> {
     ///
     /// A failure or our death ends the job: the disk is whole at any time, but what `base` alone shows is a mixture then.
     ///
+    /// QEMU opens what it merges into, and the file whose backing name changes, again by the names that it knows them by.
+    /// A name that is the disk's link leads to the current file by then; so nothing is merged by such a name.
+    ///
     /// # Errors
-    /// The chain is as before.
+    /// The chain is as before: the domain knows a file that would be written by the disk's link, or what libvirt says.
     pub fn commit(&self, seen: &Seen, target: &str, (top, base): (usize, usize), above: Above<'_>) -> Result<()> {
         let disk = self.disk(seen, target)?;
         if top == 0 || top >= base {
             bail!(
                 "Cannot merge position {top} of {target} into {base}: it has to lie between the current file and that"
+            );
+        }
+        if let Some(link) = moving(&disk.chain, (top, base)) {
+            bail!(
+                "Domain {} knows a file of {target} as {}, which is the disk's link and leads elsewhere now: pull instead",
+                self.name,
+                link.display()
             );
         }
         let job = self.virsh.commit(
@@ -425,6 +437,15 @@ impl<'a> Live<'a> {
     }
 }
 
+/// A file that a merge of `top` into `base` writes to, if the domain knows it by a disk's link. The current file is open
+/// for writing already.
+fn moving(chain: &[Layer], (top, base): (usize, usize)) -> Option<&Path> {
+    let is_link = |path: &Path| path.file_name().and_then(OsStr::to_str).and_then(disk_number).is_some();
+    let written = [Some(base), top.checked_sub(1).filter(|above| *above > 0)];
+    let mut written = written.into_iter().flatten().filter_map(|at| chain.get(at)).map(|layer| layer.path.as_path());
+    written.find(|path| is_link(path))
+}
+
 fn is_relative(above: Above<'_>) -> bool {
     above.backing.is_some_and(Path::is_relative)
 }
@@ -453,4 +474,32 @@ fn explained(error: anyhow::Error, at: usize, to: &Path) -> anyhow::Error {
         return error.context(format!("The hypervisor could not write {}: is there space left", to.display()));
     }
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_merged_by_the_name_of_a_disks_link() {
+        let chain = |names: &[&str]| -> Vec<Layer> {
+            let layer = |(at, name): (u32, &&str)| Layer {
+                path: Path::new("/ds/0/7").join(name),
+                format: "qcow2".to_owned(),
+                index: Some(at),
+            };
+            (0..).zip(names).map(layer).collect()
+        };
+        let started = chain(&["disk.0.snap/3", "disk.0.snap/2", "disk.0.snap/1", "disk.0", "disk.0.snap/0"]);
+        let link = Some(Path::new("/ds/0/7/disk.0"));
+        // Into it, and below what names it.
+        assert_eq!(moving(&started, (2, 3)), link);
+        assert_eq!(moving(&started, (1, 3)), link);
+        assert_eq!(moving(&started, (4, 5)), link);
+        // It is only read, or not part of it.
+        assert_eq!(moving(&started, (3, 4)), None);
+        assert_eq!(moving(&started, (1, 2)), None);
+        // The current file is open for writing.
+        assert_eq!(moving(&chain(&["disk.0", "disk.0.snap/1", "disk.0.snap/0"]), (1, 2)), None);
+    }
 }

@@ -4,6 +4,7 @@
 //! - [`backing`]: what a disk stands on, judged.
 //! - [`blank`]: an empty disk.
 //! - [`bridges`]: hosts that act for a datastore.
+//! - [`container`]: a container that stands still while its disk is copied.
 //! - [`disk`]: a disk of a VM that is made or replaced.
 //! - [`context`], [`delete`], [`resize`], [`volatile`], [`migrate`], [`mv_host`]: actions of several transfer managers.
 //! - [`folder`]: a directory in which new things come into being.
@@ -26,10 +27,13 @@ pub mod args;
 pub mod backing;
 pub mod blank;
 pub mod bridges;
+pub mod container;
 pub mod context;
 pub mod delete;
 pub mod disk;
 pub mod folder;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod image;
 pub mod journey;
 pub mod judge;

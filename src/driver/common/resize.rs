@@ -2,7 +2,7 @@
 //!
 //! Source: contract 02 §4.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -18,10 +18,17 @@ use crate::driver::{Reply, TmRequest, misuse};
 use crate::exec::op::{Op, Value};
 use crate::exec::step::Step;
 use crate::location::normalize;
+use crate::payload::Vm;
 use crate::tool::qemu_img::{self, Growth};
 
 /// `LCM_STATE` of a VM whose hypervisor resizes the disk.
 const DISK_RESIZE: u32 = 62;
+
+/// Bytes of a layer's beginning that are asked for before it is known to be needed; a longer header costs a question more.
+const LAYER_HEAD: u64 = 8 << 10;
+
+/// Most layers that are asked for in that way.
+const MOST_LAYERS: usize = 32;
 
 /// See the module.
 pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
@@ -38,15 +45,25 @@ pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     }
     let wanted = record(&vm, id, disk.number).with_context(|| failure.clone())?;
     Target::lock(cx, place)?;
-    let origin = wanted.source.get().and_then(|source| place.image(Path::new(source)).ok());
-    let origin = origin.map_or_else(|| disk.path.clone(), |files| files.image);
-    let questions = [
+    let image = wanted.source.get().and_then(|source| place.image(Path::new(source)).ok());
+    let layers = match &image {
+        Some(files) if wanted.clone.is_no() => files.snapshots(),
+        _ => disk.snapshots(),
+    };
+    let layers = likely(&vm, disk.number, &layers);
+    let origin = image.map_or_else(|| disk.path.clone(), |files| files.image);
+    let mut questions = vec![
         Op::ReadLink { path: disk.path.clone() },
         Op::Stat { path: disk.path.clone(), follow: true },
         Op::Head { path: disk.path.clone(), len: HEAD },
         Op::Head { path: origin.clone(), len: HEAD },
     ];
-    let answers = cx.query(&place.host, questions).with_context(|| failure.clone())?;
+    questions.extend(disk.dirs());
+    questions.extend(layers.iter().map(|path| Op::Head { path: path.clone(), len: LAYER_HEAD }));
+    let mut answers = cx.query(&place.host, questions).with_context(|| failure.clone())?;
+    let heads = answers.split_off(answers.len().min(6));
+    let dirs = answers.split_off(answers.len().min(4));
+    disk.refuse_links(&dirs).with_context(|| failure.clone())?;
     let [link, stat, head, origin_head] = <[Value; 4]>::try_from(answers)
         .map_err(|_| anyhow::anyhow!("{failure}: the host did not answer all questions"))?;
     let Some(stat) = stat.stat() else { bail!("{failure}: it does not exist on {}", place.host.name()) };
@@ -64,7 +81,8 @@ pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         // A guest can write anything into it, another format's header too.
         ("raw", stat.size)
     } else {
-        let mut known = HashMap::from([(origin, origin_head), (file.clone(), head)]);
+        let mut known: HashMap<PathBuf, Value> = layers.into_iter().zip(heads).collect();
+        known.extend([(origin, origin_head), (file.clone(), head)]);
         let top = judged(cx, &disk, &file, &mut known).with_context(|| failure.clone())?;
         (top.format.name(), top.virtual_size.unwrap_or(stat.size))
     };
@@ -81,6 +99,17 @@ pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     ];
     cx.apply(Step::new(&place.host, format!("Enlarge it to {mib} MiB"), ops).or_say(failure))?;
     Ok(Reply::Nothing)
+}
+
+/// The files in `folder` that the disk consists of, as far as oned knows: they are asked for along with the disk, so that
+/// the host is not asked once for each level. One that is not there is no failure.
+fn likely(vm: &Vm, disk: u32, folder: &Path) -> Vec<PathBuf> {
+    let of_disk = vm.snapshots.iter().filter(|all| all.disk_id.get().ok().flatten() == Some(disk));
+    let ids: BTreeSet<u32> =
+        of_disk.flat_map(|all| &all.snapshots).filter_map(|one| one.id.get().ok().flatten()).collect();
+    // The VM writes to the file above its last snapshot.
+    let current = ids.last().map(|last| last.saturating_add(1));
+    ids.iter().rev().take(MOST_LAYERS).copied().chain(current).map(|id| folder.join(id.to_string())).collect()
 }
 
 /// What a link at `path` leads to, one step.

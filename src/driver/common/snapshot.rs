@@ -102,7 +102,7 @@ pub fn run(cx: &Cx<'_>, request: &TmRequest, keeping: Keeping, act: Act) -> Resu
     let reading = chains::read(&query, &mut ask).with_context(|| failure.clone())?;
 
     // What is decided.
-    let files = running.as_ref().map(Running::files);
+    let files = running.as_ref().and_then(Running::files);
     let plan = act.plan(&Chain::of(&reading.facts), k, files.as_ref()).with_context(|| failure.clone())?;
     let staging = Staging::of(&query.names).context("Cannot tell this process from others")?;
 
@@ -111,7 +111,17 @@ pub fn run(cx: &Cx<'_>, request: &TmRequest, keeping: Keeping, act: Act) -> Resu
     if let Some(note) = &plan.note {
         cx.warn(note);
     }
-    for phase in chains::phases(&plan, &staging) {
+    let staged = reading.staged.as_deref();
+    let lock = Op::Lock { name: lock_of(id, &disk.name()), wait_seconds: LOCK_WAIT };
+    let phases = chains::phases(&plan, &staging);
+    // A run that was killed had done everything but clear up. An action with work of its own clears up before it.
+    if let (Some(staged), false) = (staged, phases.iter().any(|phase| matches!(phase, Phase::Files(_)))) {
+        let ops = [lock.clone()].into_iter().chain(staging.prepare(staged)).chain(staging.leave());
+        cx.apply(
+            Step::new(host, "Clear away what a run left that was killed", ops).undo(staging.leave()).or_say(&failure),
+        )?;
+    }
+    for phase in phases {
         let files = match (phase, &running) {
             (Phase::Files(files), _) => files,
             (Phase::Domain(step), Some(running)) => {
@@ -120,15 +130,15 @@ pub fn run(cx: &Cx<'_>, request: &TmRequest, keeping: Keeping, act: Act) -> Resu
             }
             (Phase::Domain(_), None) => bail!("{failure}: it needs the VM to run"),
         };
-        let lock = Op::Lock { name: lock_of(id, &disk.name()), wait_seconds: LOCK_WAIT };
         let mut before = vec![lock.clone()];
-        before.extend(staging.prepare(&reading.staged));
+        before.extend(staging.prepare(staged.unwrap_or_default()));
         if query.names.origin != query.names.disk {
             // First: a digest that outlives what it was made of makes a replica take old data for current.
             let digest = with_suffix(&query.names.origin, ".md5sum");
             before.push(Op::Remove { path: digest, tree: false, must_exist: false });
         }
-        let script = Script { host, failure: &failure, lock, before, files: &files, leave: staging.leave() };
+        let script =
+            Script { host, failure: &failure, lock: lock.clone(), before, files: &files, leave: staging.leave() };
         match running.as_ref().filter(|_| query.style == Style::Copies && act == Act::CreateLive) {
             Some(running) => script.run_frozen(running)?,
             None => script.run(cx)?,

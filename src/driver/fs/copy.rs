@@ -24,6 +24,7 @@ use crate::image::Format;
 use crate::location::ImageFiles;
 use crate::report::Misuse;
 use crate::tool::qemu_img::{self, Zeroes};
+use crate::transfer::import;
 
 /// See the module.
 pub fn clone(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
@@ -98,10 +99,12 @@ impl Source {
     /// A source datastore with bridges is asked through one of them; one without is looked for on the target's machine
     /// first, which upstream takes for granted, and then on the front-end.
     fn find(cx: &Cx<'_>, request: &Request, place: &Place, path: &Path) -> Result<Self> {
-        let path = crate::location::normalize(path);
         if !path.is_absolute() {
-            bail!(Misuse(format!("Bad IMAGE/PATH {}: it has to be an absolute path", path.display())));
+            // An address may hold a password.
+            let shown = import::shown(path.as_os_str());
+            bail!(Misuse(format!("Bad IMAGE/PATH {shown}: it has to be an absolute path")));
         }
+        let path = crate::location::normalize(path);
         let bridges: Vec<&str> = request.data.source_bridge_list.words().collect();
         if !bridges.is_empty() {
             let on = bridges_on(cx, &bridges)?;

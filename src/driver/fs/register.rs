@@ -320,7 +320,7 @@ fn look_again(cx: &Cx<'_>, place: &Place, staged: &Path, judged: &Inspection) ->
         bail!("What arrived is no file any more: somebody else writes to the staging directory");
     }
     let size = stat.map(|stat| stat.size);
-    let found = judge::inspect(cx, &place.host, staged, size, Vec::new())?;
+    let found = judge::inspect(cx, &place.host, staged, size, &[])?;
     let fixed_vhd =
         found.format == Format::Vpc && judged.format == Format::Raw && found.variant.as_deref() == Some("fixed");
     if !found.verdict.is_safe() {

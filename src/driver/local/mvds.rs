@@ -17,7 +17,7 @@ use crate::driver::common::backing::without_self_links;
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
 use crate::driver::common::journey::{Journey, Load, carry};
-use crate::driver::common::layers::{HEAD, Layer, data_format, layer};
+use crate::driver::common::layers::{self, HEAD, Layer, data_format};
 use crate::driver::{Reply, TmRequest};
 use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Node, Op, Sparse, Value};
@@ -145,7 +145,8 @@ impl<'d> Trip<'d> {
         let mut seen: Vec<Layer> = Vec::new();
         for ((path, stat), head) in paths.iter().zip(stats).zip(heads) {
             let size = stat.stat().map(|stat| stat.size);
-            seen.push(layer(cx, host, path.clone(), None, head.clone(), size)?);
+            let Value::Bytes(head) = head else { bail!("{} cannot be read", path.display()) };
+            seen.push(layers::judged(cx, host, path, size, head)?);
         }
         for one in &seen {
             let Some(backing) = &one.backing else { continue };

@@ -213,7 +213,8 @@ impl Ask<'_> {
             Op::Stat { path: self.image.image.clone(), follow: true },
             Op::Head { path: origin.clone(), len: HEAD },
         ];
-        let answers = cx.query(host, questions)?;
+        let mut answers = cx.query(host, questions.into_iter().chain(self.disk.dirs()))?;
+        self.disk.refuse_links(&answers.split_off(answers.len().min(8)))?;
         let [mut stat, link, head, current, deleting, staging, there, origin_head] =
             <[Value; 8]>::try_from(answers).map_err(|_| anyhow::anyhow!("The host did not answer all questions"))?;
         let mut heads = HashMap::from([(origin, origin_head)]);

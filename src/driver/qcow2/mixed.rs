@@ -16,10 +16,10 @@ use crate::context::Cx;
 use crate::driver::common::args::{Disk, lock_of, plain_number};
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
-use crate::driver::common::layers::{HEAD, Layer, Layers, data_format, layer};
+use crate::driver::common::layers::{HEAD, Layer, Layers, data_format, judged};
 use crate::driver::common::trees::drop_old;
 use crate::driver::{Reply, TmRequest};
-use crate::exec::op::{FileKind, Op, Sparse, Value};
+use crate::exec::op::{FileKind, Node, Op, Sparse, Value};
 use crate::exec::step::Step;
 use crate::image::Format;
 use crate::location::ImageFiles;
@@ -70,6 +70,9 @@ pub fn ln(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         ops.push(copy(image.files.snapshots().join(name), staged.join(name)));
     }
     if let Some(layers) = &layers {
+        if let Some(first) = layers.first()? {
+            ops.push(copy(image.files.image.clone(), staged.join(first.to_string())));
+        }
         for (id, below, format) in layers.numbered()? {
             let backing = own_name(&to.name(), &below);
             ops.push(Op::Run(qemu_img::rebase(&staged.join(id.to_string()), Some(&backing), format, false)));
@@ -93,10 +96,20 @@ pub fn ln(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     Ok(Reply::Nothing)
 }
 
-/// `K` or `K.current`: what belongs to a chain of layers.
+/// `K`, `K.current` or `K.deleting`: what belongs to a chain of layers. Without the last a snapshot that is half deleted
+/// would be taken for a whole one at the other end.
 fn is_layer_name(name: &OsStr) -> bool {
     let name = name.to_str().unwrap_or_default();
-    plain_number(name.strip_suffix(".current").unwrap_or(name)).is_some()
+    let marked = [".current", ".deleting"].into_iter().find_map(|suffix| name.strip_suffix(suffix));
+    plain_number(marked.unwrap_or(name)).is_some()
+}
+
+/// An answer that is the beginning of a file; nothing where there is none.
+fn bytes(answer: &Value) -> &[u8] {
+    match answer {
+        Value::Bytes(bytes) => bytes,
+        _ => &[],
+    }
 }
 
 /// How a layer is named by the one that stands on it: through the link of the directory to itself.
@@ -115,13 +128,33 @@ pub fn mvds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     let vm = cx.oned().vm(id).with_context(|| failure.clone())?;
     let format = record(&vm, id, from.number).with_context(|| failure.clone())?.format.trimmed();
     Target::lock(cx, &from.place)?;
-    let back = Back::read(cx, &from, files, format).with_context(|| failure.clone())?;
+    let Some(back) = Back::read(cx, &from, files, format).with_context(|| failure.clone())? else {
+        // A run that was killed had put everything in place, and was removing what it came from.
+        drop_old(cx, host, vec![from.snapshots()]);
+        return Ok(Reply::Nothing);
+    };
 
     // What is done.
     cx.info(format!("Moving {} to datastore as {}", from.place.text, back.files.image.display()));
     back.copy(cx, &failure)?;
     back.put(cx, &failure)?;
     Ok(Reply::Nothing)
+}
+
+/// Whether the image is one of layers, and has each of these under the same name and of the same size.
+fn is_in_image(cx: &Cx<'_>, disk: &Disk, files: &ImageFiles, layers: &[Node]) -> Result<bool> {
+    let snapshots = files.snapshots();
+    let questions = [Op::ReadLink { path: files.image.clone() }, Op::Tree { path: snapshots.clone(), depth: 1 }];
+    let answers = cx.query(&disk.place.host, questions)?;
+    let [Value::Bytes(link), Value::Tree(there)] = answers.as_slice() else { return Ok(false) };
+    let link = Path::new(OsStr::from_bytes(link));
+    let is_file = |node: &&Node| node.kind == FileKind::File;
+    let has = |wanted: &Path, size: Option<u64>| {
+        there.iter().filter(is_file).any(|node| node.path == wanted && size.is_none_or(|size| node.size == size))
+    };
+    let own = link.parent().is_some_and(|parent| Some(parent.as_os_str()) == snapshots.file_name());
+    let whole = own && link.file_name().is_some_and(|name| has(Path::new(name), None));
+    Ok(whole && layers.iter().filter(is_file).all(|node| has(&node.path, Some(node.size))))
 }
 
 /// A disk on its way back into its image.
@@ -142,7 +175,8 @@ struct Back<'d> {
 }
 
 impl<'d> Back<'d> {
-    fn read(cx: &Cx<'_>, disk: &'d Disk, files: ImageFiles, format: Option<&str>) -> Result<Self> {
+    /// Nothing where the disk is gone and what is left of its layers is in the image.
+    fn read(cx: &Cx<'_>, disk: &'d Disk, files: ImageFiles, format: Option<&str>) -> Result<Option<Self>> {
         let host = &disk.place.host;
         let questions = [
             Op::Stat { path: disk.path.clone(), follow: false },
@@ -152,16 +186,23 @@ impl<'d> Back<'d> {
             Folder::question(&files.base),
             Op::Stat { path: files.base.clone(), follow: true },
         ];
-        let answers = cx.query(host, questions)?;
+        let mut answers = cx.query(host, questions.into_iter().chain(disk.dirs()))?;
+        disk.refuse_links(&answers.split_off(answers.len().min(6)))?;
         let [stat, link, tree, had, staging, base] =
             <[Value; 6]>::try_from(answers).map_err(|_| anyhow::anyhow!("The host did not answer all questions"))?;
         if base.stat().is_none() {
             bail!("{} does not exist on {}", files.base.display(), host.name());
         }
-        let Some(stat) = stat.stat() else { bail!("{} does not exist on {}", disk.path.display(), host.name()) };
+        let Some(stat) = stat.stat() else {
+            if let Value::Tree(left) = &tree
+                && is_in_image(cx, disk, &files, left)?
+            {
+                return Ok(None);
+            }
+            bail!("{} does not exist on {}", disk.path.display(), host.name())
+        };
         let nodes = if let Value::Tree(nodes) = tree { nodes } else { Vec::new() };
-        let is_layer =
-            |node: &&crate::exec::op::Node| node.kind == FileKind::File && is_layer_name(node.path.as_os_str());
+        let is_layer = |node: &&Node| node.kind == FileKind::File && is_layer_name(node.path.as_os_str());
         let layers: Vec<(OsString, u64)> =
             nodes.iter().filter(is_layer).map(|node| (node.path.clone().into_os_string(), node.size)).collect();
         let active = match link {
@@ -185,7 +226,7 @@ impl<'d> Back<'d> {
         if format != Some("raw") {
             back.read_layers(cx)?;
         }
-        Ok(back)
+        Ok(Some(back))
     }
 
     /// What the layers stand on, each of them on another one of the disk.
@@ -196,7 +237,7 @@ impl<'d> Back<'d> {
             .layers
             .iter()
             .map(|(name, _)| name.clone())
-            .filter(|name| !name.as_bytes().ends_with(b".current"))
+            .filter(|name| name.to_str().and_then(plain_number).is_some())
             .collect();
         let mut questions: Vec<Op> = numbered.iter().map(|name| Op::Head { path: dir.join(name), len: HEAD }).collect();
         if self.file.is_some() {
@@ -205,10 +246,10 @@ impl<'d> Back<'d> {
         let heads = cx.query(host, questions)?;
         let mut seen: Vec<(OsString, Layer)> = Vec::new();
         for (name, head) in numbered.iter().zip(&heads) {
-            seen.push((name.clone(), layer(cx, host, dir.join(name), None, head.clone(), None)?));
+            seen.push((name.clone(), judged(cx, host, &dir.join(name), None, bytes(head))?));
         }
         if let (Some(size), Some(head)) = (self.file, heads.get(numbered.len())) {
-            let own = layer(cx, host, self.disk.path.clone(), None, head.clone(), Some(size))?;
+            let own = judged(cx, host, &self.disk.path, Some(size), bytes(head))?;
             if let Some(backing) = own.backing {
                 bail!(
                     "{} is a file that stands on {}, which no image may",

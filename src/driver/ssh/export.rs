@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::context::Cx;
 use crate::driver::common::args::Disk;
 use crate::driver::common::backing::{judged, without_self_links};
+use crate::driver::common::container::Container;
 use crate::driver::common::disk::record;
 use crate::driver::common::folder::Folder;
 use crate::driver::common::layers::{HEAD, data_format};
@@ -21,8 +22,8 @@ use crate::exec::op::{FileKind, Op, Sparse, Value};
 use crate::exec::step::Step;
 use crate::location::normalize;
 use crate::payload::Vm;
+use crate::tool::qemu_img;
 use crate::tool::qemu_img::Zeroes;
-use crate::tool::{lxc, qemu_img};
 
 /// A file of a disk that was looked at: the disk itself, or a snapshot of it.
 pub struct Found {
@@ -120,11 +121,9 @@ impl Running<'_> {
                     Op::Sync { path: to.to_path_buf() },
                 ],
             };
-            let freeze =
-                [Op::Guard { cmd: lxc::unfreeze(domain), only_on_failure: false }, Op::Run(lxc::freeze(domain))];
-            let all = folder.prepare().into_iter().chain(freeze).chain(ops);
-            let what = format!("Copy the disk while {domain} is frozen");
-            cx.apply(folder.staging_step(what, to, all).or_say(failure))?;
+            cx.apply(folder.prepared_step("Make room for the copy", folder.prepare()).or_say(failure))?;
+            let undo = [Op::Remove { path: to.to_path_buf(), tree: false, must_exist: false }];
+            Container::look(cx, host, domain)?.frozen("Copy the disk", &ops, undo)?;
             return Ok(());
         }
         let target = record.target.trimmed();

@@ -4,6 +4,7 @@
 //!
 //! - [`Host`], [`HostName`], [`ScriptError`]: what every caller sees.
 //! - [`local`], [`openssh`], [`libssh2`]: the three ways; [`policy`] chooses between the last two.
+//! - [`fenced`]: any of them, kept below directories.
 //! - [`config`], [`known_hosts`], [`keys`]: what the operator's ssh set-up says about a host.
 //! - [`session`]: one authenticated libssh2 connection.
 //! - [`wire`]: how a script travels over an ssh exec; the same for both clients and both interpreters.
@@ -21,6 +22,7 @@ use super::op::{Script, Value};
 
 pub mod config;
 pub mod failure;
+pub mod fenced;
 pub mod keys;
 pub mod known_hosts;
 pub mod libssh2;

@@ -239,6 +239,27 @@ fn a_disk_that_was_moved_is_named_and_put_right() {
     assert_eq!(Chain::of(&facts).findings().count(), 0);
 }
 
+#[test]
+fn names_hold_at_both_places_before_a_disk_moves() {
+    let mut world = three();
+    assert_eq!(says(Ok(world.chain().movable())), "");
+    let folder = world.names.folder();
+    // Upstream's powered-off delete, a name from before a move, and a disk that was linked by its whole path.
+    world.put(folder.join("1"), overlay("/ds/0/7/disk.0.snap/0"));
+    world.put(folder.join("2"), overlay("/old/0/7/disk.0.snap/1"));
+    world.items.insert(world.names.disk.clone(), Item::Link(folder.join("3")));
+    world.items.remove(&folder.join("disk.0.snap"));
+    let plan = world.chain().movable();
+    assert_eq!(
+        says(Ok(plan.clone())),
+        "Point disk.0.snap to .\nName 0 as the backing file of 1\nName 1 as the backing file of 2\nPoint disk.0 to 3\n"
+    );
+    world.run(&plan);
+    assert_eq!((world.chain().findings().count(), says(Ok(world.chain().movable()))), (0, String::new()));
+    // The layers of an image that is used in place stay where they are.
+    assert_eq!(says(Ok(super::simulator::world(Start::Persistent).chain().movable())), "");
+}
+
 fn broken(change: impl Fn(&mut World, &std::path::Path)) -> (Vec<String>, World) {
     let mut world = three();
     let folder = world.names.folder();

@@ -15,12 +15,13 @@
 //! # Layout
 //!
 //! - [`facts`]: the input. [`finding`]: what can be wrong. [`model`]: layers, parents, the current one.
-//! - [`plan`]: steps and plans. [`offline`], [`live`]: the operations.
+//! - [`plan`]: steps and plans. [`offline`], [`live`], [`moving`]: the operations.
 
 pub mod facts;
 pub mod finding;
 pub mod live;
 pub mod model;
+pub mod moving;
 pub mod offline;
 pub mod plan;
 

@@ -67,16 +67,18 @@ impl Chain {
     }
 
     fn create_copy(&self, k: u32, active: &Node) -> Result<Plan, Refusal> {
-        let to = self.path(&Node::number(k));
-        if self.layers.contains_key(&Node::number(k)) || self.moved.contains_key(&k) {
-            return Err(Refusal::Exists(to));
-        }
+        let node = Node::number(k);
+        let to = self.path(&node);
         let mut plan = Plan::default();
         self.make_folder(&mut plan);
-        plan.push_with(
-            Step::PutCopy { from: self.path(&self.behind(active)), to: to.clone() },
-            Step::Remove { file: to },
-        );
+        let copy = Step::PutCopy { from: self.path(&self.behind(active)), to: to.clone() };
+        match self.layers.get(&node) {
+            _ if self.moved.contains_key(&k) => return Err(Refusal::Exists(to)),
+            None => plan.push_with(copy, Step::Remove { file: to }),
+            // A copy that nobody was told of: oned asks for one that it does not have.
+            Some(layer) if layer.alias.is_none() && self.dependents(&node).is_empty() => plan.push(copy),
+            Some(_) => return Err(Refusal::Exists(to)),
+        }
         Ok(plan)
     }
 
@@ -392,24 +394,6 @@ impl Chain {
         let layered = self.below(&file) != Below::Nothing;
         let virtual_size = self.layers.get(&file).and_then(|layer| layer.header.virtual_size);
         Ok(Source { path: self.path(&file), format: self.format(&file), virtual_size, layered })
-    }
-
-    /// Plans what puts a disk right that was moved with its folder while its layers name their siblings by the old path
-    /// (as upstream's powered-off delete leaves them): only names change.
-    ///
-    /// # Errors
-    /// See [`Refusal`]: the names may still lead to files, at the old place.
-    pub fn repoint(&self) -> Result<Plan, Refusal> {
-        let mut plan = Plan::default();
-        for finding in self.findings() {
-            let Finding::OtherRoot { file, here, .. } = finding else { continue };
-            let (Some(layer), Some(here)) = (self.locate(file), self.locate(here)) else { continue };
-            if self.layers.contains_key(&layer) {
-                let onto = Some((self.backing_name(&here), self.format(&here).to_owned()));
-                plan.push(Step::Rebase { file: file.clone(), onto, copy: false });
-            }
-        }
-        Ok(plan)
     }
 }
 

@@ -20,10 +20,14 @@ pub enum Source {
     Dense64M,
     /// 256 MiB, all data, half of it compressible.
     Dense256M,
+    /// 512 MiB, all data.
+    Dense512M,
     /// 1 GiB with 64 MiB of data.
     Sparse1G,
     /// 1 GiB, all data.
     Dense1G,
+    /// 2 GiB, all data.
+    Dense2G,
     /// 8 GiB, all data, made of eight clones of 1 GiB: only where files can share data.
     Dense8G,
     /// 8 TiB with 1.5 GiB of data.
@@ -38,6 +42,8 @@ impl Source {
         match self {
             Self::Dense64M => "dense-64m.raw",
             Self::Dense256M => "dense-256m.raw",
+            Self::Dense512M => "dense-512m.raw",
+            Self::Dense2G => "dense-2g.raw",
             Self::Sparse1G => "sparse-1g.raw",
             Self::Dense1G => "dense-1g.raw",
             Self::Dense8G => "dense-8g.raw",
@@ -51,7 +57,9 @@ impl Source {
         match self {
             Self::Dense64M => 64 * MIB,
             Self::Dense256M => 256 * MIB,
+            Self::Dense512M => 512 * MIB,
             Self::Sparse1G | Self::Dense1G => GIB,
+            Self::Dense2G => 2 * GIB,
             Self::Dense8G => 8 * GIB,
             Self::Sparse8T => 8 * TIB,
             Self::Dense1536M => 1536 * MIB,
@@ -61,7 +69,9 @@ impl Source {
     /// Number of pieces and bytes in each; pieces begin at equal distances.
     fn pieces(self) -> (u64, u64) {
         match self {
-            Self::Dense64M | Self::Dense256M | Self::Dense1G | Self::Dense1536M => (1, self.len()),
+            Self::Dense64M | Self::Dense256M | Self::Dense512M | Self::Dense1G | Self::Dense2G | Self::Dense1536M => {
+                (1, self.len())
+            }
             // The rest are clones of it.
             Self::Dense8G => (1, GIB),
             Self::Sparse1G => (16, 4 * MIB),

@@ -4,15 +4,20 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::cloud::{self, Monitord};
 use super::files::Source;
+use super::floor;
+use super::host;
 use super::lab::{Lab, Sandbox, Tree, Who};
 use super::measure::{Call, helper};
 use super::payload::Payload;
 use super::server::Server;
-use super::subject::{Job, Subject, Tool};
+use super::subject::{Job, Key, Subject, Tool};
+use super::vm::{Act, Vm};
 
 /// MiB of a datablock.
 const DATABLOCK: u64 = 10 * 1024;
@@ -29,6 +34,8 @@ pub struct Prepared {
     server: Option<Server>,
     /// As many bytes of data, for `dd`.
     data: Option<PathBuf>,
+    /// Who is told the sizes of disks, and where they are.
+    monitord: Option<(Rc<Monitord>, PathBuf)>,
 }
 
 /// A command that can be run again and again.
@@ -41,6 +48,8 @@ pub struct Runner {
     pub call: Call,
     sandbox: Sandbox,
     job: Job,
+    vm: Option<Vm>,
+    monitord: Option<Rc<Monitord>>,
 }
 
 /// Makes what all runs of a subject need.
@@ -48,7 +57,7 @@ pub struct Runner {
 /// # Errors
 /// The disk is full, a tool is missing, a signal asked for the end.
 pub fn prepare(lab: &mut Lab, subject: &Subject) -> Result<Prepared> {
-    let mut prepared = Prepared { image: None, packed: None, md5: None, server: None, data: None };
+    let mut prepared = Prepared { image: None, packed: None, md5: None, server: None, data: None, monitord: None };
     let source = match subject.job {
         Job::Stat(source)
         | Job::Cp(source)
@@ -64,7 +73,22 @@ pub fn prepare(lab: &mut Lab, subject: &Subject) -> Result<Prepared> {
             })?);
             return Ok(prepared);
         }
-        Job::Monitor | Job::MonitorLarge | Job::Remove | Job::DummyCp | Job::DummyClone | Job::Mkfs(_) => {
+        Job::MonitorVms(key) => {
+            let stop = lab.stop.clone();
+            let location = lab.derived("datastores", |path| cloud::lay_out(path, &stop))?;
+            let monitord = Monitord::listen((key == Key::Rsa).then(|| lab.scratch()))?;
+            prepared.monitord = Some((Rc::new(monitord), location));
+            return Ok(prepared);
+        }
+        Job::Vm(Act::CloneRaw(source)) => {
+            for tool in subject.tools {
+                if let Tool::Ours(Act::CloneRaw(other)) = tool {
+                    lab.source(subject.ground, *other)?;
+                }
+            }
+            source
+        }
+        Job::Monitor | Job::MonitorLarge | Job::Remove | Job::DummyCp | Job::DummyClone | Job::Mkfs(_) | Job::Vm(_) => {
             return Ok(prepared);
         }
     };
@@ -109,6 +133,12 @@ fn md5_of(image: &Path) -> Result<String> {
 pub fn of_tree(lab: &Lab, subject: &Subject, prepared: &Prepared, tree: &Tree) -> Result<Runner> {
     let sandbox = lab.sandbox(subject.ground, tree)?;
     let program = sandbox.entry(subject.entry);
+    if let Job::Vm(act) = subject.job {
+        return of_vm(lab, subject, (act, tree.who, None), program, sandbox);
+    }
+    if let Some((monitord, _)) = &prepared.monitord {
+        monitord.configure(&sandbox)?;
+    }
     let (args, stdin) = if subject.job == Job::DummyClone {
         let disk = sandbox.var().join("datastores/107/18/disk.0");
         let mut target = OsString::from("host01:");
@@ -119,11 +149,47 @@ pub fn of_tree(lab: &Lab, subject: &Subject, prepared: &Prepared, tree: &Tree) -
     } else {
         let file = lab.scratch().join(format!("payload-{}-{:?}", subject.name.replace('/', "-"), tree.who));
         payload(lab, subject, prepared, &sandbox)?.write(&file)?;
-        let id = if matches!(subject.job, Job::Monitor | Job::MonitorLarge) { "100" } else { "7" };
+        let id = match subject.job {
+            Job::Monitor | Job::MonitorLarge => "100",
+            Job::MonitorVms(_) => cloud::ID,
+            _ => "7",
+        };
         (vec![OsString::from(id)], Some(file))
     };
     let call = Call { program, args, env: sandbox.env(), cwd: sandbox.var(), stdin };
-    Ok(Runner { who: tree.who, tool: None, call, sandbox, job: subject.job })
+    let monitord = prepared.monitord.as_ref().map(|(monitord, _)| Rc::clone(monitord));
+    Ok(Runner { who: tree.who, tool: None, call, sandbox, job: subject.job, vm: None, monitord })
+}
+
+/// A transfer manager's action, or what nobody can do without of it.
+fn of_vm(
+    lab: &Lab,
+    subject: &Subject,
+    (act, who, tool): (Act, Who, Option<Tool>),
+    program: PathBuf,
+    sandbox: Sandbox,
+) -> Result<Runner> {
+    let raw = match act {
+        Act::CloneRaw(source) => Some(lab.images(subject.ground)?.join(source.name())),
+        _ => None,
+    };
+    let vm = Vm::lay_out(act, &sandbox, raw)?;
+    let host = lab.host()?;
+    host.install(&sandbox.one().join("bin"), &sandbox.one().join("home"))?;
+    let (program, args) = match tool {
+        None | Some(Tool::Ours(_)) => (program, vm.args()),
+        Some(tool) => {
+            let command = match tool {
+                Tool::OnHostSync(_) => vm.command("sync"),
+                Tool::OnHostFloor(_) => vm.durable_copy(&own_program()?),
+                _ => vm.command(""),
+            };
+            let words = [host.words(), vec![host::NAME.into(), command.into()]].concat();
+            (PathBuf::from("ssh"), words[1..].to_vec())
+        }
+    };
+    let call = Call { program, args, env: sandbox.env_with(host), cwd: sandbox.var(), stdin: None };
+    Ok(Runner { who, tool, call, sandbox, job: subject.job, vm: Some(vm), monitord: None })
 }
 
 fn payload(lab: &Lab, subject: &Subject, prepared: &Prepared, sandbox: &Sandbox) -> Result<Payload> {
@@ -154,6 +220,14 @@ fn payload(lab: &Lab, subject: &Subject, prepared: &Prepared, sandbox: &Sandbox)
             payload.format = format;
             payload.mib = DATABLOCK;
         }
+        Job::MonitorVms(_) => {
+            if let Some((_, location)) = &prepared.monitord {
+                payload.extra = format!(
+                    "<DATASTORE_LOCATION>{}</DATASTORE_LOCATION><MONITOR_VM_DISKS>1</MONITOR_VM_DISKS>",
+                    utf8(location)?
+                );
+            }
+        }
         _ => {}
     }
     Ok(payload)
@@ -162,6 +236,11 @@ fn payload(lab: &Lab, subject: &Subject, prepared: &Prepared, sandbox: &Sandbox)
 /// The image that `fs/rm` removes.
 fn victim(sandbox: &Sandbox) -> PathBuf {
     sandbox.base().join("0123456789abcdef0123456789abcdef")
+}
+
+/// This program, which is a contestant of its own.
+fn own_program() -> Result<PathBuf> {
+    std::env::current_exe().context("Cannot tell where this program lies")
 }
 
 /// The file that a plain tool writes.
@@ -175,6 +254,13 @@ fn product(sandbox: &Sandbox) -> PathBuf {
 /// The sandbox cannot be made.
 pub fn of_tool(lab: &Lab, subject: &Subject, prepared: &Prepared, tool: Tool) -> Result<Runner> {
     let nothing = Tree { who: Who::Tool, remotes: lab.scratch().to_owned() };
+    if let Tool::OnHost(act) | Tool::OnHostSync(act) | Tool::OnHostFloor(act) | Tool::Ours(act) = tool {
+        let ours = lab.trees.iter().find(|tree| tree.who == Who::Drivers).unwrap_or(&nothing);
+        // Its own, for it may have another image.
+        let sandbox = lab.sandbox_named(subject.ground, &format!("tool-{act:?}"), &ours.remotes)?;
+        let program = sandbox.entry(subject.entry);
+        return of_vm(lab, subject, (act, Who::Tool, Some(tool)), program, sandbox);
+    }
     let sandbox = lab.sandbox(subject.ground, &nothing)?;
     let (image, out) = (prepared.image.clone().unwrap_or_default(), product(&sandbox));
     let url = prepared.server.as_ref().map(Server::url).unwrap_or_default();
@@ -185,6 +271,7 @@ pub fn of_tool(lab: &Lab, subject: &Subject, prepared: &Prepared, tool: Tool) ->
     };
     let (program, args) = match tool {
         Tool::CpSparse => (PathBuf::from("cp"), vec![word("--sparse=always"), image.into(), out.clone().into()]),
+        Tool::Floor => (own_program()?, vec![word(floor::VERB), image.into(), out.clone().into()]),
         Tool::CpReflink => (PathBuf::from("cp"), vec![word("--reflink=always"), image.into(), out.clone().into()]),
         Tool::CpSparseSync => script("cp --sparse=always \"$1\" \"$2\" && sync \"$2\"", image.into()),
         Tool::Dd(_) => script(
@@ -204,9 +291,10 @@ pub fn of_tool(lab: &Lab, subject: &Subject, prepared: &Prepared, tool: Tool) ->
             let args = ["create", "-q", "-f", format].map(OsString::from);
             (PathBuf::from("qemu-img"), [args.as_slice(), &[out.clone().into(), size.into()]].concat())
         }
+        Tool::OnHost(_) | Tool::OnHostSync(_) | Tool::OnHostFloor(_) | Tool::Ours(_) => bail!("It needs a host"),
     };
     let call = Call { program, args, env: sandbox.env(), cwd: sandbox.var(), stdin: None };
-    Ok(Runner { who: Who::Tool, tool: Some(tool), call, sandbox, job: subject.job })
+    Ok(Runner { who: Who::Tool, tool: Some(tool), call, sandbox, job: subject.job, vm: None, monitord: None })
 }
 
 impl Runner {
@@ -216,6 +304,9 @@ impl Runner {
     /// The datastore cannot be written.
     pub fn before(&self) -> Result<()> {
         self.sandbox.clear()?;
+        if let Some(vm) = &self.vm {
+            vm.reset()?;
+        }
         if self.job == Job::Remove && self.who != Who::Tool {
             fs::write(victim(&self.sandbox), vec![b'x'; 1 << 20])?;
         }
@@ -228,6 +319,7 @@ impl Runner {
                 | Job::DummyClone
                 | Job::Inspect
                 | Job::Mkfs(_)
+                | Job::MonitorVms(_)
         ) {
             let dir = File::open(self.sandbox.var())?;
             rustix::fs::syncfs(&dir).context("Cannot sync the file system")?;
@@ -243,11 +335,19 @@ impl Runner {
         if self.who == Who::Tool {
             return Ok(());
         }
+        if let Some(vm) = &self.vm {
+            return vm.judge();
+        }
         let answer = stdout.trim();
         match self.job {
             Job::Monitor | Job::MonitorLarge => {
                 owes(tells_capacity(answer, capacity(&self.sandbox.base())?), &answer.replace('\n', " "))
             }
+            Job::MonitorVms(_) => {
+                owes(tells_capacity(answer, capacity(self.sandbox.one())?), &answer.replace('\n', " "))?;
+                self.monitord.as_ref().map_or(Ok(()), |monitord| monitord.judge())
+            }
+            Job::Vm(_) => Ok(()),
             Job::Stat(source) => owes(answer == (source.len() >> 20).to_string(), answer),
             Job::Remove => owes(!victim(&self.sandbox).exists(), "the image is still there"),
             Job::DummyCp => owes(answer == "dummy_path dummy_format", answer),

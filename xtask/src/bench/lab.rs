@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use tempfile::TempDir;
 
 use super::files::{self, Source};
+use super::host::Host;
 use super::stop::Stop;
 use super::xfs::Xfs;
 
@@ -50,6 +51,11 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
+    /// `$ONE_LOCATION`.
+    pub fn one(&self) -> &Path {
+        &self.one
+    }
+
     /// `$ONE_LOCATION/var`, the working directory of driver calls.
     pub fn var(&self) -> PathBuf {
         self.one.join("var")
@@ -79,6 +85,25 @@ impl Sandbox {
         pairs.map(|(name, value)| (name.into(), value)).into()
     }
 
+    /// The same for an action that reaches a host and asks oned.
+    pub fn env_with(&self, host: &Host) -> Vec<(OsString, OsString)> {
+        let (bin, mut env) = (self.one.join("bin"), self.env());
+        for (name, value) in &mut env {
+            if name == "PATH" {
+                let mut path = OsString::from(&bin);
+                path.push(":");
+                path.push(&value);
+                *value = path;
+            }
+        }
+        let mut oned = OsString::from("dir:");
+        oned.push(self.one.join("oned"));
+        env.push(("ONESTORE_ONED".into(), oned));
+        env.push(("ONESTORE_LOCK_DIR".into(), self.one.join("locks").into()));
+        env.push(("SSH".into(), host.words().join(std::ffi::OsStr::new(" "))));
+        env
+    }
+
     /// Empties the datastore, also of what a failed run left.
     pub fn clear(&self) -> Result<()> {
         let base = self.base();
@@ -93,9 +118,12 @@ impl Sandbox {
 pub struct Lab {
     /// Unmounted before the directory below it is removed: fields are dropped in this order.
     xfs: Option<Xfs>,
+    host: Option<Host>,
     root: TempDir,
     /// Why there is no xfs.
     pub no_xfs: Option<String>,
+    /// Why there is no host.
+    pub no_host: Option<String>,
     /// The trees to measure.
     pub trees: Vec<Tree>,
     /// Ends everything early.
@@ -112,7 +140,16 @@ impl Lab {
         let root = tempfile::Builder::new().prefix("onestore-bench.").tempdir_in(work);
         let root = root.with_context(|| format!("Cannot make a directory in {}", work.display()))?;
         fs::create_dir(root.path().join("images"))?;
-        Ok(Self { xfs: None, root, no_xfs: None, trees: Vec::new(), stop, made: BTreeSet::new() })
+        Ok(Self {
+            xfs: None,
+            host: None,
+            root,
+            no_xfs: None,
+            no_host: None,
+            trees: Vec::new(),
+            stop,
+            made: BTreeSet::new(),
+        })
     }
 
     /// A directory for anything.
@@ -133,6 +170,27 @@ impl Lab {
             Ok(xfs) => self.xfs = Some(xfs),
             Err(error) => self.no_xfs = Some(format!("{error:#}")),
         }
+    }
+
+    /// Starts the host, once. Where that does not work, [`Self::no_host`] says why.
+    pub fn start_host(&mut self) {
+        if self.host.is_some() || self.no_host.is_some() {
+            return;
+        }
+        // The first tree is the one that is measured; only that one's files on the host matter.
+        let remotes = self.trees.first().map_or(self.root.path(), |tree| &tree.remotes);
+        match Host::start(self.root.path(), remotes) {
+            Ok(host) => self.host = Some(host),
+            Err(error) => self.no_host = Some(format!("{error:#}")),
+        }
+    }
+
+    /// The host, once it runs.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn host(&self) -> Result<&Host> {
+        self.host.as_ref().context("No host is running")
     }
 
     fn ground(&self, ground: Ground) -> Result<&Path> {
@@ -174,15 +232,20 @@ impl Lab {
             Who::Other => "other",
             Who::Tool => "tool",
         };
+        self.sandbox_named(ground, name, &tree.remotes)
+    }
+
+    /// The same under a name of its own.
+    pub fn sandbox_named(&self, ground: Ground, name: &str, remotes: &Path) -> Result<Sandbox> {
         let one = self.ground(ground)?.join(name);
         if !one.exists() {
             fs::create_dir_all(one.join("var/datastores/100"))?;
             for dir in ["etc", "home"] {
                 fs::create_dir(one.join(dir))?;
             }
-            symlink(&tree.remotes, one.join("var/remotes"))?;
+            symlink(remotes, one.join("var/remotes"))?;
             // A tree of scripts has its libraries beside it, as in an installed front-end.
-            if let Some(lib) = tree.remotes.parent().map(|p| p.join("lib")).filter(|lib| lib.is_dir()) {
+            if let Some(lib) = remotes.parent().map(|p| p.join("lib")).filter(|lib| lib.is_dir()) {
                 symlink(lib, one.join("lib"))?;
             }
         }

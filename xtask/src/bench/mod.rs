@@ -4,10 +4,14 @@
 //!
 //! # Layout
 //! `subject` says what is measured and what it may cost; `job` turns that into commands inside the `lab` (on an `xfs`
-//! where needed, with `files`, `payload` and a `server`); `measure` runs one; `result`, `report` and `chart` tell.
+//! where needed, with `files`, `payload` and a `server`; `vm` and `cloud` on a `host`, `floor` as a measure); `measure` runs one; `result`,
+//! `report` and `chart` tell.
 
 mod chart;
+mod cloud;
 mod files;
+pub mod floor;
+mod host;
 mod job;
 mod lab;
 mod measure;
@@ -17,6 +21,7 @@ mod result;
 mod server;
 mod stop;
 mod subject;
+mod vm;
 mod xfs;
 
 use std::fs;
@@ -31,7 +36,7 @@ use self::lab::{Ground, Lab, Tree, Who};
 use self::measure::{Bounds, Ended, progress};
 use self::result::{Figures, Outcome, Row, Series};
 use self::stop::Stop;
-use self::subject::{Class, SUBJECTS, Subject};
+use self::subject::{Class, Job, SUBJECTS, Subject};
 
 /// Measures driver calls; prints tables.
 #[derive(Debug, clap::Args)]
@@ -51,7 +56,7 @@ pub struct Options {
     /// Only subjects whose name matches: `fs/cp*`
     #[arg(long, value_name = "GLOB", default_value = "*")]
     only: String,
-    /// Rounds for actions that only answer; those that move data get a sixth, at least 3
+    /// Rounds for actions that only answer; those on a VM's disk get a half, those that move data a sixth, at least 3
     #[arg(long, value_name = "N", default_value_t = 31, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Few rounds, and nothing that takes minutes
@@ -71,10 +76,11 @@ pub struct Options {
 impl Options {
     fn rounds(&self, class: Class) -> u32 {
         match (class, self.quick) {
-            (Class::Short, true) => self.runs.min(5),
+            (Class::Short | Class::Disk, true) => self.runs.min(5),
             (Class::Data, true) => 2,
             (Class::Short, false) => self.runs,
             (Class::Data, false) => (self.runs / 6).max(3),
+            (Class::Disk, false) => (self.runs / 2).max(5),
         }
     }
 }
@@ -124,7 +130,9 @@ fn measure_all(options: &Options) -> Result<Vec<Row>> {
     for subject in subjects {
         lab.stop.check()?;
         progress(&format!("{}: {}", subject.name, subject.what));
-        rows.push(measure_one(&mut lab, subject, options.rounds(subject.class))?);
+        // What takes another tree minutes is not run more often than what moves data.
+        let class = if subject.slow { Class::Data } else { subject.class };
+        rows.push(measure_one(&mut lab, subject, options.rounds(class))?);
     }
     Ok(rows)
 }
@@ -138,13 +146,20 @@ fn measure_one(lab: &mut Lab, subject: &'static Subject, rounds: u32) -> Result<
             return Ok(Row { subject, series: vec![series] });
         }
     }
+    if matches!(subject.job, Job::Vm(_)) {
+        lab.start_host();
+        if let Some(why) = &lab.no_host {
+            let series = Series { who: Who::Drivers, tool: None, outcome: Outcome::NotRun(why.clone()) };
+            return Ok(Row { subject, series: vec![series] });
+        }
+    }
     let prepared = job::prepare(lab, subject)?;
     let mut series = Vec::new();
     let mut runners = Vec::new();
     for tree in &lab.trees {
         match (tree.who, subject.not_other) {
             // Whether a launcher stands before it makes no difference where data is moved.
-            (Who::Link, _) if subject.class == Class::Data => {}
+            (Who::Link, _) if subject.class != Class::Short => {}
             (Who::Other, Some(why)) => {
                 series.push(Series { who: tree.who, tool: None, outcome: Outcome::NotRun(why.to_owned()) });
             }
@@ -154,7 +169,7 @@ fn measure_one(lab: &mut Lab, subject: &'static Subject, rounds: u32) -> Result<
     for tool in subject.tools {
         runners.push(job::of_tool(lab, subject, &prepared, *tool)?);
     }
-    let deadline = Duration::from_secs(if subject.class == Class::Short { 60 } else { 120 });
+    let deadline = Duration::from_secs(if subject.class == Class::Short && !subject.slow { 60 } else { 120 });
     let bounds = Bounds { scratch: lab.scratch(), deadline, stop: &lab.stop };
 
     let mut samples: Vec<Vec<Figures>> = runners.iter().map(|_| Vec::new()).collect();
@@ -260,10 +275,11 @@ fn conditions(options: &Options) -> String {
         "cargo xtask bench --write".to_owned()
     };
     format!(
-        "Command: `{command}`, at commit {commit}; {} rounds for actions that only answer, {} for those that move data.\n\
+        "Command: `{command}`, at commit {commit}; {} rounds for actions that only answer, {} on a VM's disk, {} for those that move data.\n\
          Machine: {cpus} × {}, Linux {kernel}; shared with other work.\n\
          The other tree: {}.\n\n![Chart of the wall times](performance.svg)\n",
         options.rounds(Class::Short),
+        options.rounds(Class::Disk),
         options.rounds(Class::Data),
         first("/proc/cpuinfo", "model name"),
         if options.against.is_some() { options.against_name.as_str() } else { "none" },

@@ -35,6 +35,8 @@ pub struct Payload {
     pub mib: u64,
     /// `IMAGE/TEMPLATE/MD5`, if the image is to be checked.
     pub md5: Option<String>,
+    /// Elements after the datastore.
+    pub extra: String,
     /// Whether the datastore holds 100,000 images and the document has 10 MB.
     pub large: bool,
 }
@@ -93,7 +95,8 @@ impl Payload {
             out,
             "<CLONE_TARGET><![CDATA[SYSTEM]]></CLONE_TARGET><DISK_TYPE><![CDATA[FILE]]></DISK_TYPE>\
              <DS_MAD><![CDATA[{mad}]]></DS_MAD><LN_TARGET><![CDATA[SYSTEM]]></LN_TARGET>\
-             <TM_MAD><![CDATA[ssh]]></TM_MAD></TEMPLATE></DATASTORE></DS_DRIVER_ACTION_DATA>"
+             <TM_MAD><![CDATA[ssh]]></TM_MAD></TEMPLATE></DATASTORE>{}</DS_DRIVER_ACTION_DATA>",
+            self.extra
         )?;
         Ok(())
     }

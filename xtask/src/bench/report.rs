@@ -19,9 +19,14 @@ type Table<'a> = (&'a str, fn(&Row) -> bool, fn(&[&Row]) -> String);
 /// The tables of all classes that have rows.
 pub fn tables(rows: &[Row]) -> String {
     let mut text = String::new();
-    let all: [Table<'_>; 2] = [
+    let all: [Table<'_>; 3] = [
         ("Actions that only answer", |row| row.subject.class == Class::Short, short_table),
         ("Actions that move data", |row| row.subject.class == Class::Data, data_table),
+        (
+            "Actions on a VM's disk, on a host with a warm connection",
+            |row| row.subject.class == Class::Disk,
+            data_table,
+        ),
     ];
     for (title, belongs, table) in all {
         let rows: Vec<&Row> = rows.iter().filter(|row| belongs(row)).collect();

@@ -136,6 +136,10 @@ impl Row {
                 budget: format!("≤ {ms} ms"),
                 kept: ours.and_then(Series::wall).map(|wall| wall * 1000.0 <= ms),
             },
+            Budget::Cpu(ms) => Verdict {
+                budget: format!("≤ {ms} ms CPU"),
+                kept: ours.and_then(Series::cpu).map(|cpu| cpu * 1000.0 <= ms),
+            },
             Budget::Children(n) => Verdict {
                 budget: format!("≤ {n} child"),
                 kept: ours.and_then(Series::children).map(|children| children <= n),
@@ -147,6 +151,14 @@ impl Row {
                 budget: format!("≤ {n} × the tool"),
                 kept: tool.and_then(|tool| self.by_tool(tool)).map(|by| by <= n),
             },
+            Budget::ByFloor(n) => {
+                let is_floor = |s: &&Series| matches!(s.tool, Some(Tool::Floor | Tool::OnHostFloor(_)));
+                let floor = self.tools().find(is_floor);
+                Verdict {
+                    budget: format!("≤ {n} × the floor"),
+                    kept: floor.and_then(|floor| self.by_tool(floor)).map(|by| by <= n),
+                }
+            }
             Budget::BySlowest(n) => {
                 Verdict { budget: format!("≤ {n} × the slowest tool"), kept: self.by_slowest().map(|by| by <= n) }
             }

@@ -1,7 +1,10 @@
 //! What is measured, and what it may cost: one table.
 
-use super::files::Source::{self, Dense1G, Dense8G, Dense64M, Dense256M, Dense1536M, Sparse1G, Sparse8T};
+use super::files::Source::{
+    self, Dense1G, Dense2G, Dense8G, Dense64M, Dense256M, Dense512M, Dense1536M, Sparse1G, Sparse8T,
+};
 use super::lab::Ground::{self, Reflink, Work};
+use super::vm::Act;
 
 /// Memory budget of every action, bytes.
 pub const PEAK: u64 = 64 << 20;
@@ -37,6 +40,8 @@ pub enum Class {
     Short,
     /// Bytes are copied.
     Data,
+    /// A VM's disk on a host is changed, which needs ssh and `qemu-img`.
+    Disk,
 }
 
 /// The work of one call.
@@ -70,6 +75,19 @@ pub enum Job {
     Clone(Source),
     /// `fs/mkfs` of an empty datablock of 10 GiB.
     Mkfs(&'static str),
+    /// `monitor` of a system datastore with many VMs, whose disks monitord is told.
+    MonitorVms(Key),
+    /// What a transfer manager does with a disk.
+    Vm(Act),
+}
+
+/// Whether monitord has a public key, with which what it is told is encrypted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Key {
+    /// It has none, as OpenNebula is installed.
+    None,
+    /// RSA, 2048 bits.
+    Rsa,
 }
 
 /// A plain tool that does the same work.
@@ -79,6 +97,8 @@ pub enum Tool {
     CpSparse,
     /// The same, then `sync` of the copy: what a copy costs that survives a power cut.
     CpSparseSync,
+    /// See [`super::floor`].
+    Floor,
     /// `cp --reflink=always`.
     CpReflink,
     /// `dd` of as many bytes of data, with `conv=fsync`.
@@ -99,6 +119,14 @@ pub enum Tool {
     QemuImgInfo,
     /// `qemu-img create`.
     QemuImgCreate,
+    /// The part of a transfer manager's action that nobody can do without, by ssh.
+    OnHost(Act),
+    /// The same, then `sync` of the disk.
+    OnHostSync(Act),
+    /// [`super::floor`] by ssh.
+    OnHostFloor(Act),
+    /// Ours, for another image.
+    Ours(Act),
 }
 
 impl Tool {
@@ -107,6 +135,7 @@ impl Tool {
         match self {
             Self::CpSparse => "cp --sparse=always",
             Self::CpSparseSync => "cp --sparse=always; sync FILE",
+            Self::Floor => "durable floor",
             Self::CpReflink => "cp --reflink=always",
             Self::Dd(_) => "dd of the data, conv=fsync",
             Self::Md5sum => "md5sum alone",
@@ -117,6 +146,10 @@ impl Tool {
             Self::Gunzip => "gunzip alone",
             Self::QemuImgInfo => "qemu-img info",
             Self::QemuImgCreate => "qemu-img create",
+            Self::OnHost(act) => act.tool_name(),
+            Self::OnHostSync(_) => "the same; sync FILE",
+            Self::OnHostFloor(_) => "ssh HOST durable floor",
+            Self::Ours(_) => "ours, of 64 MiB",
         }
     }
 }
@@ -126,12 +159,16 @@ impl Tool {
 pub enum Budget {
     /// Median of the wall time, milliseconds.
     Wall(f64),
+    /// Median of the CPU time of all processes, milliseconds.
+    Cpu(f64),
     /// Child processes.
     Children(usize),
     /// The median of the other tree's time by ours is at least this.
     TimesFaster(f64),
     /// The median of our time by the first tool's is at most this.
     ByTool(f64),
+    /// The median of our time by that of [`super::floor`] is at most this.
+    ByFloor(f64),
     /// The median of our time by that of the slowest tool of the round is at most this.
     BySlowest(f64),
     /// The median of our time less the first tool's is at most this, seconds.
@@ -169,6 +206,32 @@ const fn reflink(name: &'static str, what: &'static str, entry: &'static str, jo
     }
 }
 
+/// On a disk of a VM: the command that nobody can do without, by ssh in the same rounds, is the measure.
+const fn disk(
+    name: &'static str,
+    what: &'static str,
+    entry: &'static str,
+    act: Act,
+    tools: &'static [Tool],
+) -> Subject {
+    Subject { class: Class::Disk, tools, budgets: &[Budget::ByTool(3.0)], ..short(name, what, entry, Job::Vm(act)) }
+}
+
+const RAW: &[Budget] = &[Budget::ByTool(1.1), Budget::ByFloor(1.5)];
+
+/// By ssh and durable; [`super::floor`] by ssh is what can be had.
+const fn raw_clone(name: &'static str, what: &'static str, act: Act, tools: &'static [Tool]) -> Subject {
+    Subject { class: Class::Data, budgets: RAW, ..disk(name, what, "tm/qcow2/clone", act, tools) }
+}
+
+const fn monitor_vms(name: &'static str, what: &'static str, key: Key) -> Subject {
+    Subject {
+        slow: true,
+        budgets: &[Budget::Cpu(250.0), Budget::Children(0)],
+        ..short(name, what, "tm/qcow2/monitor", Job::MonitorVms(key))
+    }
+}
+
 /// All subjects, in the order of the report.
 pub static SUBJECTS: &[Subject] = &[
     short("fs/monitor", "capacity of the datastore", "datastore/fs/monitor", Job::Monitor),
@@ -186,8 +249,8 @@ pub static SUBJECTS: &[Subject] = &[
         )
     },
     Subject {
-        tools: &[Tool::CpSparse, Tool::CpSparseSync],
-        budgets: &[Budget::ByTool(1.2)],
+        tools: &[Tool::CpSparse, Tool::CpSparseSync, Tool::Floor],
+        budgets: &[Budget::ByTool(1.2), Budget::ByFloor(1.2)],
         ..data("fs/cp", "raw, 1 GiB with 64 MiB of data", "datastore/fs/cp", Job::Cp(Sparse1G))
     },
     Subject {
@@ -263,6 +326,62 @@ pub static SUBJECTS: &[Subject] = &[
         tools: &[Tool::QemuImgCreate],
         ..data("fs/mkfs-raw", "datablock of 10 GiB, raw", "datastore/fs/mkfs", Job::Mkfs("raw"))
     },
+    monitor_vms("qcow2/monitor", "1,000 VMs × 3 disks × 2 snapshots", Key::None),
+    monitor_vms("qcow2/monitor-key", "the same, encrypted for monitord (RSA)", Key::Rsa),
+    disk("qcow2/clone", "an overlay on a qcow2 image", "tm/qcow2/clone", Act::Clone, &[Tool::OnHost(Act::Clone)]),
+    disk("qcow2/ln", "a persistent qcow2 image", "tm/qcow2/ln", Act::Ln, &[Tool::OnHost(Act::Ln)]),
+    disk(
+        "qcow2/snap_create",
+        "above two layers, VM off",
+        "tm/qcow2/snap_create",
+        Act::SnapCreate,
+        &[Tool::OnHost(Act::SnapCreate)],
+    ),
+    disk(
+        "qcow2/snap_revert",
+        "to the first of two snapshots",
+        "tm/qcow2/snap_revert",
+        Act::SnapRevert,
+        &[Tool::OnHost(Act::SnapRevert)],
+    ),
+    disk(
+        "qcow2/snap_delete",
+        "the second of two snapshots, VM off",
+        "tm/qcow2/snap_delete",
+        Act::SnapDelete,
+        &[Tool::OnHost(Act::SnapDelete)],
+    ),
+    disk("qcow2/resize", "to 20 GiB, VM off", "tm/qcow2/resize", Act::Resize, &[Tool::OnHost(Act::Resize)]),
+    Subject {
+        ground: Reflink,
+        budgets: &[Budget::ByTool(1.5)],
+        ..raw_clone(
+            "qcow2/clone-reflink-2G",
+            "raw, 2 GiB of data, xfs",
+            Act::CloneRaw(Dense2G),
+            &[Tool::Ours(Act::CloneRaw(Dense64M))],
+        )
+    },
+    raw_clone(
+        "qcow2/clone-raw-64M",
+        "raw, 1 GiB with 64 MiB of data",
+        Act::CloneRaw(Sparse1G),
+        &[
+            Tool::OnHost(Act::CloneRaw(Sparse1G)),
+            Tool::OnHostSync(Act::CloneRaw(Sparse1G)),
+            Tool::OnHostFloor(Act::CloneRaw(Sparse1G)),
+        ],
+    ),
+    raw_clone(
+        "qcow2/clone-raw-512M",
+        "raw, 512 MiB of data",
+        Act::CloneRaw(Dense512M),
+        &[
+            Tool::OnHost(Act::CloneRaw(Dense512M)),
+            Tool::OnHostSync(Act::CloneRaw(Dense512M)),
+            Tool::OnHostFloor(Act::CloneRaw(Dense512M)),
+        ],
+    ),
 ];
 
 /// Whether `name` matches a pattern with `*` and `?`.

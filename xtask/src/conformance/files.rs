@@ -14,7 +14,7 @@ use super::case::{After, bytes};
 use super::vars::{Vars, hex};
 
 /// Places of the sandbox that belong to the kit.
-const OURS: [&str; 5] = ["one/var/remotes", "one/lib", "bin", "oned", "home/.ssh"];
+pub const OURS: [&str; 5] = ["one/var/remotes", "one/lib", "bin", "oned", "home/.ssh"];
 
 /// Every path below the sandbox's root and what it is.
 #[derive(Clone, Debug, Default)]

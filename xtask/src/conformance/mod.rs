@@ -16,20 +16,20 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 
 mod archive;
-mod case;
-mod content;
-mod expect;
-mod files;
-mod http;
-mod payload;
-mod process;
+pub mod case;
+pub mod content;
+pub mod expect;
+pub mod files;
+pub mod http;
+pub mod payload;
+pub mod process;
 mod report;
-mod run;
-mod sandbox;
-mod sshd;
+pub mod run;
+pub mod sandbox;
+pub mod sshd;
 #[cfg(test)]
 mod tests;
-mod vars;
+pub mod vars;
 
 /// What the command line says.
 // Every switch is one that a person types: there is nothing to group.
@@ -75,7 +75,7 @@ pub struct Args {
     list: bool,
 }
 
-fn default_cases() -> PathBuf {
+pub fn default_cases() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/conformance"))
 }
 

@@ -70,7 +70,7 @@ fn steps(case: &Case, tree: &Tree, ssh: Option<&Sshd>, verdict: &mut Verdict) ->
 }
 
 /// Starts the web server if the case wants one; `{http}` is its address.
-fn serve(routes: &[Route], vars: &mut Vars) -> Result<Option<Server>> {
+pub fn serve(routes: &[Route], vars: &mut Vars) -> Result<Option<Server>> {
     if routes.is_empty() {
         return Ok(None);
     }

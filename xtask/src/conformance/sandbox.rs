@@ -43,7 +43,12 @@ pub struct Sandbox {
 impl Sandbox {
     /// Lays out the directories, the tree and the stand-ins.
     pub fn new(case: &Case, tree: &Tree, ssh: Option<&Sshd>) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("kit-").tempdir()?;
+        Self::new_in(&std::env::temp_dir(), case, tree, ssh)
+    }
+
+    /// The same below this directory.
+    pub fn new_in(above: &Path, case: &Case, tree: &Tree, ssh: Option<&Sshd>) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("kit-").tempdir_in(above)?;
         // The system's temporary directory may be a link; drivers compare canonical names.
         let root = dir.path().canonicalize()?;
         for name in ["one/var/datastores", "one/etc", "one/lib/sh", "work", "staging", "tmp", "home", "bin", "oned"] {
@@ -124,7 +129,7 @@ impl Sandbox {
 }
 
 /// A command that answers `show ID`, `list --csv` and `list` from the directory of objects.
-fn stand_in(kind: &str, oned: &Path) -> String {
+pub fn stand_in(kind: &str, oned: &Path) -> String {
     format!(
         "#!/bin/sh\nlist=0 csv=0 json=0 id=\nfor word in \"$@\"; do\n  case $word in\n    list) list=1 ;;\n    \
          --csv) csv=1 ;;\n    -j|--json) json=1 ;;\n    *[!0-9]*) ;;\n    *) id=$word ;;\n  esac\ndone\ncd '{}' || exit 255\n\

@@ -14,6 +14,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+/// What a server is told beyond the usual.
+#[derive(Default)]
+pub struct More<'a> {
+    /// Variables of every session.
+    pub env: &'a [(&'a str, String)],
+    /// Lines of the client's configuration, for all hosts.
+    pub client: &'a str,
+    /// Lines of the server's configuration; `{dir}` in them is the server's own directory.
+    pub server: &'a str,
+}
+
 /// A running server; it is ended when this is dropped.
 pub struct Sshd {
     child: Child,
@@ -25,6 +36,11 @@ impl Sshd {
     ///
     /// Fails if OpenSSH's server is not installed or does not start within five seconds.
     pub fn start() -> Result<Self> {
+        Self::start_with(&More::default())
+    }
+
+    /// The same with more in its configuration.
+    pub fn start_with(more: &More<'_>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("kit-sshd-").tempdir()?;
         let at = |name: &str| dir.path().join(name);
         for key in ["host", "client"] {
@@ -40,24 +56,27 @@ impl Sshd {
         fs::copy(at("client.pub"), at("authorized"))?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let name = |file: &str| at(file).display().to_string();
+        let env = more.env.iter().fold(String::new(), |all, (name, value)| all + " " + name + "=" + value);
         let server = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\n\
-             UsePAM no\nSetEnv ONESTORE_LOCK_DIR={} PATH={}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
+             UsePAM no\nSetEnv ONESTORE_LOCK_DIR={} PATH={}{env}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
             name("host"),
             name("authorized"),
             name("locks"),
             // From one host to the next.
             format_args!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", name("bin"))
         );
-        fs::write(at("sshd_config"), server)?;
+        let own = more.server.replace("{dir}", &dir.path().display().to_string());
+        fs::write(at("sshd_config"), server + &own)?;
         let host_key = fs::read_to_string(at("host.pub"))?;
         fs::write(at("known_hosts"), format!("[127.0.0.1]:{port} {host_key}"))?;
         let client = format!(
             "Host bridge1 bridge2\n  Port {port}\nHost deadbridge\n  Port 1\nHost *\n  HostName 127.0.0.1\n  \
              IdentityFile {}\n  IdentitiesOnly yes\n  UserKnownHostsFile {}\n  GlobalKnownHostsFile /dev/null\n  \
-             StrictHostKeyChecking yes\n  BatchMode yes\n  LogLevel ERROR\n",
+             StrictHostKeyChecking yes\n  BatchMode yes\n  LogLevel ERROR\n{}",
             name("client"),
-            name("known_hosts")
+            name("known_hosts"),
+            more.client
         );
         fs::write(at("config"), client)?;
         fs::create_dir_all(at("bin"))?;
@@ -86,9 +105,19 @@ impl Sshd {
         bail!("sshd does not answer: {}", log.trim());
     }
 
+    /// The client's configuration.
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("config")
+    }
+
+    /// The server's own directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Writes the wrapper `ssh` (and the same for `scp`) into this directory, and the configuration into `home`.
     pub fn install(&self, bin: &Path, home: &Path) -> Result<()> {
-        let config = self.dir.path().join("config");
+        let config = self.config();
         wrappers(bin, &config)?;
         let dot = home.join(".ssh");
         fs::create_dir_all(&dot)?;

@@ -1,0 +1,201 @@
+//! Which system calls change something, and reading one from a process that was stopped at its entry.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, bail};
+use nix::libc;
+use nix::unistd::Pid;
+
+/// What a call has to be like to count, beyond its number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum When {
+    Always,
+    /// The flags, in this argument, make or cut a file.
+    Opens(usize),
+    /// The flags are in the structure that this argument points to.
+    OpensBy(usize),
+    /// Something other than this program's own wake-ups is written to.
+    Writes,
+    /// It is a copy by reference, or makes blocks zeroes.
+    Ioctl,
+    /// A process is made and not a thread; the flags are in the first argument.
+    Forks,
+    /// The same, with the flags where the first argument points to.
+    ForksBy,
+    /// A lock is set.
+    Fcntl,
+}
+
+use When::{Always, Fcntl, Forks, ForksBy, Ioctl, Opens, OpensBy, Writes};
+
+/// Every call that changes a file, a directory, a lock, a mount, a process or what another process or machine reads.
+const CALLS: &[(i64, &str, When)] = &[
+    (libc::SYS_open, "open", Opens(1)),
+    (libc::SYS_openat, "openat", Opens(2)),
+    (libc::SYS_openat2, "openat2", OpensBy(2)),
+    (libc::SYS_creat, "creat", Always),
+    (libc::SYS_write, "write", Writes),
+    (libc::SYS_writev, "writev", Writes),
+    (libc::SYS_pwrite64, "pwrite64", Writes),
+    (libc::SYS_pwritev, "pwritev", Writes),
+    (libc::SYS_pwritev2, "pwritev2", Writes),
+    (libc::SYS_copy_file_range, "copy_file_range", Always),
+    (libc::SYS_sendfile, "sendfile", Always),
+    (libc::SYS_splice, "splice", Always),
+    (libc::SYS_sendto, "sendto", Always),
+    (libc::SYS_sendmsg, "sendmsg", Always),
+    (libc::SYS_ioctl, "ioctl", Ioctl),
+    (libc::SYS_fallocate, "fallocate", Always),
+    (libc::SYS_truncate, "truncate", Always),
+    (libc::SYS_ftruncate, "ftruncate", Always),
+    (libc::SYS_rename, "rename", Always),
+    (libc::SYS_renameat, "renameat", Always),
+    (libc::SYS_renameat2, "renameat2", Always),
+    (libc::SYS_link, "link", Always),
+    (libc::SYS_linkat, "linkat", Always),
+    (libc::SYS_symlink, "symlink", Always),
+    (libc::SYS_symlinkat, "symlinkat", Always),
+    (libc::SYS_unlink, "unlink", Always),
+    (libc::SYS_unlinkat, "unlinkat", Always),
+    (libc::SYS_mkdir, "mkdir", Always),
+    (libc::SYS_mkdirat, "mkdirat", Always),
+    (libc::SYS_rmdir, "rmdir", Always),
+    (libc::SYS_mknod, "mknod", Always),
+    (libc::SYS_mknodat, "mknodat", Always),
+    (libc::SYS_chmod, "chmod", Always),
+    (libc::SYS_fchmod, "fchmod", Always),
+    (libc::SYS_fchmodat, "fchmodat", Always),
+    (libc::SYS_chown, "chown", Always),
+    (libc::SYS_fchown, "fchown", Always),
+    (libc::SYS_lchown, "lchown", Always),
+    (libc::SYS_fchownat, "fchownat", Always),
+    (libc::SYS_utime, "utime", Always),
+    (libc::SYS_utimes, "utimes", Always),
+    (libc::SYS_futimesat, "futimesat", Always),
+    (libc::SYS_utimensat, "utimensat", Always),
+    (libc::SYS_setxattr, "setxattr", Always),
+    (libc::SYS_lsetxattr, "lsetxattr", Always),
+    (libc::SYS_fsetxattr, "fsetxattr", Always),
+    (libc::SYS_fsync, "fsync", Always),
+    (libc::SYS_fdatasync, "fdatasync", Always),
+    (libc::SYS_sync_file_range, "sync_file_range", Always),
+    (libc::SYS_syncfs, "syncfs", Always),
+    (libc::SYS_sync, "sync", Always),
+    (libc::SYS_flock, "flock", Always),
+    (libc::SYS_fcntl, "fcntl", Fcntl),
+    (libc::SYS_mount, "mount", Always),
+    (libc::SYS_umount2, "umount2", Always),
+    (libc::SYS_move_mount, "move_mount", Always),
+    (libc::SYS_kill, "kill", Always),
+    (libc::SYS_fork, "fork", Always),
+    (libc::SYS_vfork, "vfork", Always),
+    (libc::SYS_clone, "clone", Forks),
+    (libc::SYS_clone3, "clone3", ForksBy),
+    (libc::SYS_execve, "execve", Always),
+    (libc::SYS_execveat, "execveat", Always),
+    (libc::SYS_connect, "connect", Always),
+    (libc::SYS_exit_group, "exit_group", Always),
+];
+
+/// `FICLONE`, `FICLONERANGE`, `FIDEDUPERANGE`, `BLKDISCARD`, `BLKZEROOUT` (linux/fs.h).
+const IOCTLS: [u64; 5] = [0x4004_9409, 0x4020_940d, 0xc018_9436, 0x1277, 0x127f];
+
+/// Commands of `fcntl` that set a lock.
+const LOCKS: [i32; 4] = [libc::F_SETLK, libc::F_SETLKW, libc::F_OFD_SETLK, libc::F_OFD_SETLKW];
+
+/// Numbers of the calls at which a process has to be stopped.
+pub fn numbers() -> impl Iterator<Item = i64> {
+    CALLS.iter().map(|(number, _, _)| *number)
+}
+
+/// A call that changes something, at its entry.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is about, for people: the path of a descriptor.
+    pub about: String,
+}
+
+impl std::fmt::Display for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.name, self.about)
+    }
+}
+
+/// The call that a stopped process is about to make, or nothing if it changes nothing.
+///
+/// # Errors
+/// The process is gone, or the machine is none that this knows.
+pub fn of(pid: Pid) -> Result<Option<Call>> {
+    let (number, args) = registers(pid)?;
+    let Some((_, name, when)) = CALLS.iter().find(|(known, _, _)| *known == number) else {
+        bail!("A system call {number} that was not asked for");
+    };
+    let makes = |flags: u64| {
+        let tmpfile = libc::O_TMPFILE as u64;
+        flags & (libc::O_CREAT | libc::O_TRUNC) as u64 != 0 || flags & tmpfile == tmpfile
+    };
+    let thread = libc::CLONE_THREAD as u64;
+    let counts = match *when {
+        Always => true,
+        Opens(at) => makes(args[at]),
+        OpensBy(at) => makes(word(pid, args[at])?),
+        Writes => !descriptor(pid, args[0]).starts_with("anon_inode:"),
+        Ioctl => IOCTLS.contains(&(args[1] & 0xffff_ffff)),
+        Forks => args[0] & thread == 0,
+        ForksBy => word(pid, args[0])? & thread == 0,
+        Fcntl => LOCKS.iter().any(|lock| i64::from(*lock) == args[1].cast_signed()),
+    };
+    if !counts {
+        return Ok(None);
+    }
+    let about = match *name {
+        "openat" | "openat2" | "unlinkat" | "mkdirat" | "linkat" | "renameat" | "fchmodat" | "utimensat" => {
+            text(pid, args[1])
+        }
+        "renameat2" => format!("{} -> {}", text(pid, args[1]), text(pid, args[3])),
+        "rename" | "link" | "symlink" => format!("{} -> {}", text(pid, args[0]), text(pid, args[1])),
+        "symlinkat" => text(pid, args[2]),
+        "open" | "creat" | "unlink" | "mkdir" | "rmdir" | "chmod" | "execve" | "truncate" => text(pid, args[0]),
+        name if name.starts_with("clone") || name.ends_with("fork") || name == "exit_group" || name == "kill" => {
+            String::new()
+        }
+        _ => descriptor(pid, args[0]),
+    };
+    Ok(Some(Call { name, about }))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn registers(pid: Pid) -> Result<(i64, [u64; 4])> {
+    let regs = nix::sys::ptrace::getregs(pid)?;
+    Ok((regs.orig_rax.cast_signed(), [regs.rdi, regs.rsi, regs.rdx, regs.r10]))
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn registers(_: Pid) -> Result<(i64, [u64; 4])> {
+    bail!("The crash harness reads the registers of x86-64 only")
+}
+
+/// The first word of what an address of the process holds.
+fn word(pid: Pid, address: u64) -> Result<u64> {
+    let mut bytes = [0; 8];
+    let memory = File::open(format!("/proc/{pid}/mem")).context("Cannot read a process's memory")?;
+    memory.read_exact_at(&mut bytes, address)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Text at an address, as far as it can be read; paths only serve people.
+fn text(pid: Pid, address: u64) -> String {
+    let mut bytes = [0; 256];
+    let read = File::open(format!("/proc/{pid}/mem")).and_then(|memory| memory.read_at(&mut bytes, address));
+    let bytes = &bytes[..read.unwrap_or(0)];
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+fn descriptor(pid: Pid, number: u64) -> String {
+    let link = fs::read_link(format!("/proc/{pid}/fd/{}", number & 0xffff_ffff));
+    link.map(|path| path.display().to_string()).unwrap_or_default()
+}

@@ -1,0 +1,200 @@
+//! What came of it: a table for people, lines of JSON for machines.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::tracer::Who;
+use crate::conformance::case::Case;
+
+/// Marks of the table in a page.
+const BEGIN: &str = "<!-- cargo xtask crash --report … --write -->";
+const END: &str = "<!-- end of the table -->";
+
+/// One scenario.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// The family of cases.
+    pub family: String,
+    /// The entry that was called.
+    pub action: String,
+    /// The case.
+    pub variant: String,
+    /// Who was killed.
+    pub who: String,
+    /// State-changing calls of an undisturbed run.
+    pub points: usize,
+    /// Runs that were killed.
+    pub killed: usize,
+    /// Kills after which the action had nothing left to do and said so.
+    pub done_already: usize,
+    /// Of these, those whose staging file the next writing action takes away.
+    pub swept_later: usize,
+    /// Kills between the last change and the exit: a whole image that oned was not told of.
+    pub orphans: usize,
+    /// What was wrong.
+    pub failures: Vec<Failure>,
+    /// How long all of it took.
+    pub seconds: f64,
+}
+
+/// A kill after which something was wrong.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// Number of the point.
+    pub number: usize,
+    /// The call.
+    pub point: String,
+    /// What was wrong.
+    pub wrong: Vec<String>,
+    /// Standard error of the disturbed run.
+    pub stderr: String,
+}
+
+impl Row {
+    /// An empty one.
+    pub fn new(case: &Case, who: Who) -> Self {
+        let who = match who {
+            Who::Itself => "self",
+            Who::Children => "children",
+            Who::Remote => "remote",
+        };
+        Self {
+            family: case.family.clone(),
+            action: case.action().to_owned(),
+            variant: format!("{}/{}", case.file, case.name),
+            who: who.to_owned(),
+            points: 0,
+            killed: 0,
+            done_already: 0,
+            swept_later: 0,
+            orphans: 0,
+            failures: Vec::new(),
+            seconds: 0.0,
+        }
+    }
+}
+
+/// The table, one line per scenario.
+pub fn text(rows: &[Row]) -> String {
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "{:<26} {:<44} {:<8} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7}",
+        "action", "variant", "who", "points", "killed", "done", "orphans", "failures", "seconds"
+    );
+    for row in rows {
+        let _ = writeln!(
+            text,
+            "{:<26} {:<44} {:<8} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7.1}",
+            row.action,
+            row.variant,
+            row.who,
+            row.points,
+            row.killed,
+            row.done_already,
+            row.orphans,
+            row.failures.len(),
+            row.seconds
+        );
+    }
+    text
+}
+
+/// The failures, in words.
+pub fn failures(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for row in rows {
+        for failure in &row.failures {
+            let _ = writeln!(
+                text,
+                "{} {}: {} killed at {}: {}",
+                row.action, row.variant, row.who, failure.number, failure.point
+            );
+            for wrong in &failure.wrong {
+                let _ = writeln!(text, "    {wrong}");
+            }
+            for line in failure.stderr.lines().take(4) {
+                let _ = writeln!(text, "    | {line}");
+            }
+        }
+    }
+    text
+}
+
+/// Rows that were written as lines of JSON.
+///
+/// # Errors
+/// A file that cannot be read, or holds something else.
+pub fn read(files: &[PathBuf]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("Cannot read {}", file.display()))?;
+        for line in text.lines() {
+            rows.push(serde_json::from_str(line).with_context(|| format!("{} holds no rows", file.display()))?);
+        }
+    }
+    Ok(rows)
+}
+
+/// Puts the table into the page, between its marks.
+///
+/// # Errors
+/// The page cannot be read or written, or has no marks.
+pub fn write(page: &Path, rows: &[Row]) -> Result<()> {
+    let text = std::fs::read_to_string(page).with_context(|| format!("Cannot read {}", page.display()))?;
+    let (head, rest) = text.split_once(BEGIN).with_context(|| format!("{} has no line {BEGIN}", page.display()))?;
+    let (_, tail) = rest.split_once(END).with_context(|| format!("{} has no line {END}", page.display()))?;
+    Ok(std::fs::write(page, format!("{head}{BEGIN}\n\n{}\n{END}{tail}", markdown(rows)))?)
+}
+
+/// A line for each action and each way to disturb it, as Markdown.
+fn markdown(rows: &[Row]) -> String {
+    let mut sums: BTreeMap<(&str, &str), Sum> = BTreeMap::new();
+    let mut all = Sum::default();
+    for row in rows {
+        sums.entry((&row.action, &row.who)).or_default().add(row);
+        all.add(row);
+    }
+    let mut text = String::from(
+        "| action | disturbed | variants | points | tried | answered \"done already\" | whole, untold | failures |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for ((action, who), sum) in &sums {
+        let _ = writeln!(text, "| `{action}` | {who} | {sum}");
+    }
+    let _ = writeln!(text, "| **all** | | {all}");
+    text
+}
+
+/// Sums of rows.
+#[derive(Default)]
+struct Sum {
+    variants: usize,
+    points: usize,
+    killed: usize,
+    done: usize,
+    orphans: usize,
+    failures: usize,
+}
+
+impl Sum {
+    fn add(&mut self, row: &Row) {
+        self.variants += 1;
+        self.points += row.points;
+        self.killed += row.killed;
+        self.done += row.done_already;
+        self.orphans += row.orphans;
+        self.failures += row.failures.len();
+    }
+}
+
+impl std::fmt::Display for Sum {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { variants, points, killed, done, orphans, failures } = self;
+        write!(f, "{variants} | {points} | {killed} | {done} | {orphans} | {failures} |")
+    }
+}
