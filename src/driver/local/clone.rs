@@ -1,8 +1,9 @@
 //! `clone` and `ln`: an image goes to the host that runs the VM, as the VM's own copy or as the image itself until `mvds`
 //! brings it back.
 //!
-//! Source: contract 02 §1, §8. A qcow2 disk is a chain in `disk.N.snap` also without snapshots; layers name each other by
-//! their bare numbers. `ln` takes the layers of the image along, `clone` is one file: its snapshots are its own.
+//! Source: contract 02 §1, §8. A qcow2 disk is a chain in `disk.N.snap` also without snapshots, whose layers name each other
+//! so that both the disk's link and the file behind it can be opened: `disk.N.snap/K`, by way of the link
+//! `disk.N.snap -> .`. `ln` takes the layers of the image along, `clone` is one file: its snapshots are its own.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -293,9 +294,12 @@ impl Job<'_> {
                 "Make the disk a link to its only layer"
             }
             Plan::Chain { stands, active, .. } => {
+                let folder = self.target.snapshots();
+                let name = Path::new(folder.file_name().unwrap_or_default());
+                ops.push(Op::Symlink { target: ".".into(), link: layers.join(name) });
                 for (layer, below, format) in stands {
-                    let (file, below) = (layers.join(layer.to_string()), below.to_string());
-                    ops.push(Op::Run(qemu_img::rebase(&file, Some(Path::new(&below)), format, false)));
+                    let (file, below) = (layers.join(layer.to_string()), name.join(below.to_string()));
+                    ops.push(Op::Run(qemu_img::rebase(&file, Some(&below), format, false)));
                     ops.push(Op::Sync { path: file });
                 }
                 ops.extend(self.wanted.resize(&layers.join(active.to_string()), "qcow2", None));
