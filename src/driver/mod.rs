@@ -19,7 +19,7 @@ pub mod dummy;
 pub mod fs;
 pub mod qcow2;
 
-pub use common::live;
+pub use common::{journey, live};
 
 /// Every storage family, in the order in which tables show them.
 pub static DRIVERS: &[&Driver] = &[&fs::DRIVER, &qcow2::DRIVER, &dummy::DATASTORE, &dummy::TM];

@@ -19,6 +19,7 @@ use crate::exec::op::{FileKind, Op, Sparse, Value};
 use crate::exec::relay;
 use crate::exec::staging::{self, Owner};
 use crate::exec::step::{Feed, Step};
+use crate::report::Log;
 use crate::transfer::rate::Rate;
 
 /// One regular file on its way. Links are followed at `from`.
@@ -197,15 +198,13 @@ impl<'a> Parts<'a> {
             Way::Here => format!("from {} to {}", called(from), called(to)),
         };
         let heard = Arc::new(Mutex::new(Heard::default()));
+        let ear = Ear { heard: Arc::clone(&heard), log: cx.log.clone() };
         let step = Step::new(&driver, format!("Carry {} {how}, and compare both ends", files_of(self.loads)), [Op::Carry(carry)]);
-        cx.apply(step.or_say(failure).sink(Box::new(Ear(Arc::clone(&heard)))))?;
+        cx.apply(step.or_say(failure).sink(Box::new(ear)))?;
         if !cx.is_real() {
             return Ok(Report::Done(Vec::new()));
         }
         let heard = std::mem::take(&mut *heard.lock().unwrap_or_else(PoisonError::into_inner));
-        for line in heard.progress {
-            cx.info(line);
-        }
         let report = heard.report.with_context(|| format!("{failure}: {} did not tell how it ended", called(&driver)))?;
         if let Report::Done(arrived) = &report {
             for (load, file) in self.loads.iter().zip(arrived) {
@@ -263,7 +262,6 @@ fn key(journey: &Journey<'_>, load: &Load) -> String {
 #[derive(Default)]
 struct Heard {
     line: Vec<u8>,
-    progress: Vec<String>,
     report: Option<Report>,
 }
 
@@ -271,11 +269,14 @@ struct Heard {
 const LINE: usize = 16 << 20;
 
 /// Takes what [`Op::Carry`] writes.
-struct Ear(Arc<Mutex<Heard>>);
+struct Ear {
+    heard: Arc<Mutex<Heard>>,
+    log: Log,
+}
 
 impl Write for Ear {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         for byte in bytes {
             if *byte != b'\n' {
                 heard.line.push(*byte);
@@ -289,9 +290,8 @@ impl Write for Ear {
                 heard.report = serde_json::from_str(report).ok();
             } else if let Some((done, all)) = line.strip_prefix("progress ").and_then(|rest| rest.split_once(' '))
                 && let (Ok(done), Ok(all)) = (done.parse::<u64>(), all.parse::<u64>())
-                && heard.progress.len() < 100
             {
-                heard.progress.push(format!("{} MiB of {} MiB", done >> 20, all >> 20));
+                self.log.progress(&format!("{} MiB of {} MiB", done >> 20, all >> 20));
             }
         }
         Ok(bytes.len())
