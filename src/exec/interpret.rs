@@ -213,8 +213,14 @@ fn at_place(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::CreateSparse { path, bytes } => File::create_new(path).and_then(|file| file.set_len(*bytes)),
         Op::Sync { path } => files::sync(path),
         Op::Publish { from, to } => files::publish(from, to),
-        Op::MakeDir { .. } | Op::Claim { .. } | Op::Sweep { .. } | Op::Lock { .. } | Op::Guard { .. } | Op::Run(_)
-        | Op::Carry(_) | Op::Attend { .. } => {
+        Op::MakeDir { .. }
+        | Op::Claim { .. }
+        | Op::Sweep { .. }
+        | Op::Lock { .. }
+        | Op::Guard { .. }
+        | Op::Run(_)
+        | Op::Carry(_)
+        | Op::Attend { .. } => {
             unreachable!("handled by the callers")
         }
     };

@@ -188,7 +188,9 @@ impl Runner<'_> {
         let whole = Control::only_within(ROLL_BACK_TIME);
         let control = if step.whole { &whole } else { control };
         let output = step.sink.as_mut().map(|sink| &mut **sink as &mut (dyn Write + Send));
-        step.host.run(&step.script, Io { input, output, ..Io::default() }, control).with_context(|| step.failure.clone())
+        step.host
+            .run(&step.script, Io { input, output, ..Io::default() }, control)
+            .with_context(|| step.failure.clone())
     }
 
     fn push(&self, step: &Step) {

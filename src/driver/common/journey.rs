@@ -92,7 +92,9 @@ pub fn carry(cx: &Cx<'_>, journey: &Journey<'_>, loads: &[Load], failure: &str) 
                 cx.warn(format!("{text}; going on with what has arrived"));
                 std::thread::sleep(PAUSE);
             }
-            Ok(Report::Failed { why: Why::NotThere | Why::Unreachable, text }) if ways.len() > 1 || text.contains(NOT_HERE) => {
+            Ok(Report::Failed { why: Why::NotThere | Why::Unreachable, text })
+                if ways.len() > 1 || text.contains(NOT_HERE) =>
+            {
                 cx.info(format!("{text}; taking another way"));
                 ways.remove(0);
             }
@@ -142,7 +144,8 @@ impl<'a> Parts<'a> {
         let (mut parts, mut adopt) = (Vec::new(), Vec::new());
         let mut listed: Option<(PathBuf, Value)> = None;
         for load in loads {
-            let Some(dir) = load.to.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == staging::DIR)) else {
+            let Some(dir) = load.to.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == staging::DIR))
+            else {
                 // Nobody sweeps there, so nothing is left there either.
                 parts.push(load.to.clone());
                 continue;
@@ -199,18 +202,28 @@ impl<'a> Parts<'a> {
         };
         let heard = Arc::new(Mutex::new(Heard::default()));
         let ear = Ear { heard: Arc::clone(&heard), log: cx.log.clone() };
-        let step = Step::new(&driver, format!("Carry {} {how}, and compare both ends", files_of(self.loads)), [Op::Carry(carry)]);
+        let step = Step::new(
+            &driver,
+            format!("Carry {} {how}, and compare both ends", files_of(self.loads)),
+            [Op::Carry(carry)],
+        );
         cx.apply(step.or_say(failure).sink(Box::new(ear)))?;
         if !cx.is_real() {
             return Ok(Report::Done(Vec::new()));
         }
         let heard = std::mem::take(&mut *heard.lock().unwrap_or_else(PoisonError::into_inner));
-        let report = heard.report.with_context(|| format!("{failure}: {} did not tell how it ended", called(&driver)))?;
+        let report =
+            heard.report.with_context(|| format!("{failure}: {} did not tell how it ended", called(&driver)))?;
         if let Report::Done(arrived) = &report {
             for (load, file) in self.loads.iter().zip(arrived) {
                 cx.info(format!(
                     "{}: {} bytes, {} of data, {} of them there already, {} sent, digest {}",
-                    load.from.display(), file.size, file.data, file.resumed, file.sent, file.digest
+                    load.from.display(),
+                    file.size,
+                    file.data,
+                    file.resumed,
+                    file.sent,
+                    file.digest
                 ));
             }
         }
@@ -227,13 +240,15 @@ impl<'a> Parts<'a> {
             }
             undo.push(remove(load.to.clone()));
         }
-        let what = format!("Put {} where {} belongs", files_of(self.loads), if self.loads.len() == 1 { "it" } else { "each" });
+        let what =
+            format!("Put {} where {} belongs", files_of(self.loads), if self.loads.len() == 1 { "it" } else { "each" });
         cx.apply(Step::new(self.journey.to, what, ops).or_say(failure).undo(undo)).map(drop)
     }
 
     /// No later run could go on with what is there.
     fn give_up(&self, cx: &Cx<'_>) {
-        let ops: Vec<Op> = self.parts.iter().flat_map(|part| [remove(part.clone()), remove(journal_of(part))]).collect();
+        let ops: Vec<Op> =
+            self.parts.iter().flat_map(|part| [remove(part.clone()), remove(journal_of(part))]).collect();
         let step = Step::new(self.journey.to, "Remove what has arrived", []).undo(ops);
         cx.on_failure(step);
     }

@@ -32,6 +32,9 @@ pub mod link;
 pub mod peer;
 pub mod store;
 
+#[cfg(test)]
+mod tests;
+
 use frame::{Digest, Packed};
 
 /// What a host without this binary says to operations of this module.

@@ -96,11 +96,7 @@ impl End for Store {
         let (path, file, _) = self.any(file)?;
         let data = file.metadata().map_err(|e| Failure::io("look at", &path, &e))?;
         let time = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
-        Ok(Identity {
-            size: data.len(),
-            ino: data.ino(),
-            mtime: time(data.mtime(), data.mtime_nsec()),
-        })
+        Ok(Identity { size: data.len(), ino: data.ino(), mtime: time(data.mtime(), data.mtime_nsec()) })
     }
 
     fn map(&mut self, file: u16) -> Result<Vec<Span>, Failure> {
@@ -196,7 +192,10 @@ impl End for Store {
     fn told(&mut self, file: u16, at: u64, count: u32) -> Result<Vec<Digest>, Failure> {
         let (path, file, _) = self.any(file)?;
         let one = |at| range_of(file, at).map(|bytes| digest_of(&bytes));
-        (at..at.saturating_add(count.into())).map(one).collect::<io::Result<_>>().map_err(|e| Failure::io("read", &path, &e))
+        (at..at.saturating_add(count.into()))
+            .map(one)
+            .collect::<io::Result<_>>()
+            .map_err(|e| Failure::io("read", &path, &e))
     }
 
     fn sync(&mut self) -> Result<(), Failure> {
