@@ -21,7 +21,7 @@ pub mod local;
 pub mod qcow2;
 pub mod ssh;
 
-pub use common::live;
+pub use common::{journey, live};
 
 /// Every storage family, in the order in which tables show them.
 pub static DRIVERS: &[&Driver] =

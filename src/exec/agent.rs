@@ -86,7 +86,9 @@ fn serve_on(
     // As in the sh form: from here on whatever fails is the script's failure.
     let _ = writeln!(errors, "@onestore-op 0");
     let mut data = Incoming::new(&mut input, &mark);
-    let io = Io { input: Some(Input::Stream(&mut data)), output: Some(&mut *output), ..Io::default() };
+    // A conversation has no end mark: each frame says how long it is.
+    let stream: Input<'_> = Input::Stream(if script.converses() { data.inner() } else { &mut data });
+    let io = Io { input: Some(stream), output: Some(&mut *output), ..Io::default() };
     match interpret::run(&script, io, &Programs::from_env(), control) {
         Ok(values) => {
             let answers = if script.sends() { Vec::new() } else { encode(&script, &values) };

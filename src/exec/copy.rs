@@ -155,7 +155,7 @@ pub fn receive(reader: &mut dyn Read, to: &File, sparse: Sparse, control: &Contr
 pub fn read_all(file: &File, control: &Control, take: &mut dyn FnMut(&[u8])) -> io::Result<()> {
     let size = file.metadata()?.len();
     let mut buffer = vec![0; BUFFER];
-    let mut extents = Extents { file, size, at: 0 };
+    let mut extents = Extents::new(file, size);
     let mut at = 0;
     // What is behind the size, of a device or of a file that grew, is read to its end.
     loop {
@@ -192,7 +192,7 @@ pub fn punch_zeroes(file: &File, control: &Control) -> io::Result<u64> {
     let size = file.metadata()?.len();
     let mut buffer = vec![0; BUFFER];
     let mut punched = 0;
-    let mut extents = Extents { file, size, at: 0 };
+    let mut extents = Extents::new(file, size);
     while let Some((start, end)) = extents.next()? {
         let mut at = start - start % as_u64(BLOCK);
         while at < end {
@@ -249,7 +249,7 @@ struct Job<'a> {
 impl Job<'_> {
     fn extents(&mut self, size: u64, mut mover: Mover) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER];
-        let mut extents = Extents { file: self.from, size, at: 0 };
+        let mut extents = Extents::new(self.from, size);
         let mut at = 0;
         while let Some((start, end)) = extents.next()? {
             self.gap(at, start)?;
@@ -344,15 +344,21 @@ impl Job<'_> {
 }
 
 /// Walks the data extents of a file up to `size`; a file that cannot tell is one extent.
-struct Extents<'a> {
+pub(super) struct Extents<'a> {
     file: &'a File,
     size: u64,
     at: u64,
 }
 
+impl<'a> Extents<'a> {
+    pub(super) fn new(file: &'a File, size: u64) -> Self {
+        Self { file, size, at: 0 }
+    }
+}
+
 impl Extents<'_> {
     /// The next extent: offsets of its first byte and of the byte after its last.
-    fn next(&mut self) -> io::Result<Option<(u64, u64)>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<(u64, u64)>> {
         if self.at >= self.size {
             return Ok(None);
         }
@@ -435,7 +441,7 @@ fn write_data(to: &File, data: &[u8], offset: u64) -> io::Result<u64> {
 }
 
 /// Reads until the buffer is full or the file ends.
-fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+pub(super) fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match file.read_at(&mut buffer[filled..], offset + as_u64(filled)) {

@@ -172,6 +172,7 @@ pub fn cannot(op: &Op) -> String {
         Op::Claim { path } | Op::CreateSparse { path, .. } => format!("Cannot create {}", w(path)),
         Op::Receive { path, .. } => format!("Cannot receive {}", w(path)),
         Op::Sync { path } => format!("Cannot sync {}", w(path)),
+        Op::Carry(_) | Op::Attend { .. } => "Cannot carry files".to_owned(),
         Op::Lock { name, .. } => format!("Cannot take the lock {name}"),
         Op::Publish { from, to } => format!("Cannot publish {} as {}", w(from), w(to)),
         Op::Sweep { staging, .. } => format!("Cannot sweep {}", w(staging)),
@@ -215,7 +216,9 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
         op if before.iter().any(|op| matches!(op, Op::Receive { .. })) && !is_harmless(op) => {
             say("nothing may change after receiving in the same script");
         }
-        Op::Send { .. } | Op::SendAllowed { .. } if index + 1 != script.ops.len() => {
+        Op::Send { .. } | Op::SendAllowed { .. } | Op::Carry(_) | Op::Attend { .. }
+            if index + 1 != script.ops.len() =>
+        {
             say("sending is not the last operation");
         }
         op if script.sends() && (op.is_question() || matches!(op, Op::Receive { .. })) => {

@@ -188,7 +188,11 @@ pub fn sha256(path: &Path, control: &Control) -> io::Result<Vec<u8>> {
 }
 
 fn digest<D: Digest>(path: &Path, mut digest: D, control: &Control) -> io::Result<Vec<u8>> {
-    copy::read_all(&File::open(path)?, control, &mut |block| digest.update(block))?;
+    let file = File::open(path)?;
+    if file.metadata()?.is_dir() {
+        return Err(Errno::ISDIR.into());
+    }
+    copy::read_all(&file, control, &mut |block| digest.update(block))?;
     Ok(digest.finalize().iter().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect())
 }
 

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use super::carry;
 use super::cmd::Cmd;
 use super::control::Control;
 use super::error::{OpError, OpErrorKind, cannot, fault};
@@ -90,11 +91,27 @@ fn run_ops(
                 guards.push(guard.map_err(|error| OpError::process(index, error))?);
                 Value::Done
             }
+            Op::Carry(_) | Op::Attend { .. } => {
+                carried(op, &fences, &mut io, programs, control).map_err(|error| OpError::io(index, op, &error))?
+            }
             op => apply(op, &fences, &mut io, control).map_err(|error| OpError::io(index, op, &error))?,
         };
         values.push(value);
     }
     Ok(values)
+}
+
+fn carried(op: &Op, fences: &Fences<'_>, io: &mut Io<'_>, programs: &Programs, control: &Control) -> io::Result<Value> {
+    let (reached, _held) = fence::reach_all(op, fences)?;
+    let output = io.output.take().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "There is no output"))?;
+    match (&reached, io.input.take()) {
+        (Op::Carry(carry), _) => carry::drive::run(carry, programs, control, output)?,
+        (Op::Attend { reads, writes }, Some(Input::Stream(input))) => {
+            carry::peer::attend(reads.clone(), writes.clone(), input, output, control)?;
+        }
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "There is no input")),
+    }
+    Ok(Value::Done)
 }
 
 fn run_program(
@@ -196,7 +213,14 @@ fn at_place(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::CreateSparse { path, bytes } => File::create_new(path).and_then(|file| file.set_len(*bytes)),
         Op::Sync { path } => files::sync(path),
         Op::Publish { from, to } => files::publish(from, to),
-        Op::MakeDir { .. } | Op::Claim { .. } | Op::Sweep { .. } | Op::Lock { .. } | Op::Guard { .. } | Op::Run(_) => {
+        Op::MakeDir { .. }
+        | Op::Claim { .. }
+        | Op::Sweep { .. }
+        | Op::Lock { .. }
+        | Op::Guard { .. }
+        | Op::Run(_)
+        | Op::Carry(_)
+        | Op::Attend { .. } => {
             unreachable!("handled by the callers")
         }
     };

@@ -16,6 +16,7 @@
 //! - [`leash`]: children that die with us.
 //! - [`copy`]: copies between files and streams into files, with reflinks and holes; `ahead` allocates and `writeback` has the disk
 //!   begin early.
+//! - [`carry`]: files on their way between two hosts on both of which this binary stands.
 //! - [`relay`]: a file of one host as a stream for another.
 //! - [`host`]: where scripts run: here, through the OpenSSH client, or through libssh2.
 //! - [`lock`]: named advisory locks, compatible with `/var/lock/one`.
@@ -25,6 +26,7 @@
 
 pub mod agent;
 mod ahead;
+pub mod carry;
 pub mod cmd;
 pub mod control;
 pub mod copy;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::carry::{Carry, Freight};
 use super::cmd::{Cmd, Secret, show_word};
 use super::source::PathPolicy;
 
@@ -220,6 +221,20 @@ pub enum Op {
         /// Where it may lie. [`super::source::HOME`] is the home directory over there.
         policy: PathPolicy,
     },
+    /// Carries files between two hosts, one of which may be the one that runs it, see [`super::carry`]. Writes lines to the
+    /// script's output stream: `progress <bytes done> <of bytes>` now and then, and at last `report <Report as JSON>`,
+    /// also of what failed. Else like [`Op::Send`]. Not without this binary.
+    Carry(Carry),
+    /// The far end of [`Op::Carry`]: answers frames of the script's input stream, which carries nothing else, on its output
+    /// stream, until the input ends. Else like [`Op::Send`]. Not without this binary.
+    Attend {
+        /// Files that are read, by their numbers.
+        #[serde(with = "os_strings")]
+        reads: Vec<PathBuf>,
+        /// Files that are written, by their numbers, each with a journal beside it.
+        #[serde(with = "os_strings")]
+        writes: Vec<PathBuf>,
+    },
     /// Syncs a file or directory to the disk (`fsync(2)`).
     Sync {
         /// The file or directory.
@@ -425,10 +440,23 @@ impl Script {
         self.ops.iter().any(|op| matches!(op, Op::Receive { .. }))
     }
 
-    /// Whether it has an [`Op::Send`] or [`Op::SendAllowed`].
+    /// Whether it writes to its output stream: [`Op::Send`], [`Op::SendAllowed`], [`Op::Carry`], [`Op::Attend`].
     #[must_use]
     pub fn sends(&self) -> bool {
-        self.ops.iter().any(|op| matches!(op, Op::Send { .. } | Op::SendAllowed { .. }))
+        let sends = |op: &Op| matches!(op, Op::Send { .. } | Op::SendAllowed { .. } | Op::Carry(_) | Op::Attend { .. });
+        self.ops.iter().any(sends)
+    }
+
+    /// Whether it reads its input stream and writes its output stream by turns: [`Op::Attend`].
+    #[must_use]
+    pub fn converses(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Attend { .. }))
+    }
+
+    /// Whether it logs in elsewhere by ssh, with the keys of whoever runs it: [`Op::Carry`].
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Carry(_)))
     }
 }
 
@@ -480,6 +508,18 @@ impl Op {
             | Self::Rename { from, to }
             | Self::Move { from, to }
             | Self::Publish { from, to } => vec![(from, Role::Name), (to, Role::Name)],
+            Self::Carry(carry) => {
+                let (reads, writes) = (carry.source.is_none(), carry.target.is_none());
+                let places = carry.files.iter_mut().flat_map(|file| {
+                    let from = reads.then_some((&mut file.from, Role::Object));
+                    from.into_iter().chain(writes.then_some((&mut file.part, Role::Name)))
+                });
+                places.collect()
+            }
+            Self::Attend { reads, writes } => {
+                let writes = writes.iter_mut().map(|path| (path, Role::Name));
+                reads.iter_mut().map(|path| (path, Role::Object)).chain(writes).collect()
+            }
             Self::Lock { .. } | Self::Guard { .. } | Self::Run(_) => Vec::new(),
         }
     }
@@ -557,6 +597,18 @@ impl fmt::Display for Op {
             }
             Self::Send { path } => write!(f, "cat {}", w(path)),
             Self::SendAllowed { path, .. } => write!(f, "stat and cat {}, if it is allowed", w(path)),
+            Self::Carry(carry) => {
+                let at = |host: &Option<String>| host.as_ref().map_or_else(String::new, |host| format!("{host}:"));
+                write!(f, "carry")?;
+                for Freight { from, part } in &carry.files {
+                    write!(f, " {}{} to {}{}", at(&carry.source), w(from), at(&carry.target), w(part))?;
+                }
+                Ok(())
+            }
+            Self::Attend { reads, writes } => {
+                let names: Vec<String> = reads.iter().chain(writes).map(|path| w(path)).collect();
+                write!(f, "serve {}", names.join(" "))
+            }
             Self::Sync { path } => write!(f, "fsync {}", w(path)),
             Self::Lock { name, wait_seconds } => write!(f, "flock -w {wait_seconds} {name}"),
             Self::Publish { from, to } => write!(f, "fsync {0}, ln {0} {1}", w(from), w(to)),

@@ -23,6 +23,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::carry::NOT_HERE;
 use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
 use super::guard;
@@ -163,6 +164,7 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
                     )
                 }
                 Op::SendAllowed { path, policy } => send_allowed(path, policy),
+                Op::Carry(_) | Op::Attend { .. } => format!("os_die {}", quote(OsStr::new(NOT_HERE))),
                 op if op.is_question() => question(op),
                 op => change(op),
             },

@@ -255,10 +255,46 @@ pub fn is_abandoned(name: &OsStr, me: &Owner) -> bool {
     owner_of(name).is_some_and(|owner| owner.fate(me) != Fate::Alive)
 }
 
+/// How long what an interrupted journey brought is kept, from its beginning on, in seconds: a day.
+const KEPT: u64 = 86_400;
+
+/// How final names of unfinished journeys begin: none is ever published under one.
+const JOURNEY: &str = ".journey-";
+
+/// The final name under which the unfinished copy of a journey is staged. `key` tells what is copied to where.
+#[must_use]
+pub fn journey_name(key: &str) -> OsString {
+    format!("{JOURNEY}{key}").into()
+}
+
+fn is_journey(name: &OsStr) -> bool {
+    split(name).is_some_and(|(_, name)| name.as_bytes().starts_with(JOURNEY.as_bytes()))
+}
+
+/// The unfinished copy of the journey `key` among these names whose owner is dead for certain, or is `me`.
+#[must_use]
+pub fn unfinished<'a>(names: &'a [OsString], key: &str, me: &Owner) -> Option<&'a OsString> {
+    let wanted = journey_name(key);
+    names.iter().find(|name| {
+        split(name).is_some_and(|(owner, of)| of == wanted && (owner == *me || owner.fate(me) != Fate::Alive))
+    })
+}
+
+/// A staging path without the owner in it: the same for every run.
+#[must_use]
+pub fn without_owner(path: &Path) -> PathBuf {
+    let part = |part: &OsStr| split(part).map_or(part.to_owned(), |(_, name)| name.to_owned());
+    path.components().map(|component| part(component.as_os_str())).collect()
+}
+
 /// What clears the staging directory of `base`, which holds these names, of runs that are dead for certain.
+///
+/// What an interrupted journey brought ([`journey_name`]) stays for a day, for the next one to go on with.
 #[must_use]
 pub fn clear(base: &Path, names: &[OsString], me: &Owner) -> Vec<Op> {
-    let of = |fate| names.iter().filter(move |name| owner_of(name).is_some_and(|owner| owner.fate(me) == fate));
+    let kept = |name: &OsStr| is_journey(name) && owner_of(name).is_some_and(|owner| me.epoch < owner.epoch + KEPT);
+    let dead = |name: &OsStr, fate| owner_of(name).is_some_and(|owner| owner.fate(me) == fate) && !kept(name);
+    let of = |fate| names.iter().filter(move |name| dead(name, fate));
     let dead: Vec<OsString> = of(Fate::Killed).cloned().collect();
     let sweep = (!dead.is_empty()).then(|| Op::Sweep { staging: dir(base), dead });
     let remove = |name| Op::Remove { path: dir(base).join(name), tree: true, must_exist: false };

@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub struct Step {
     pub undo: Script,
     /// What flows into it.
     pub feed: Option<Feed>,
+    /// What takes its output stream.
+    pub sink: Option<Box<dyn Write + Send>>,
     /// Whether its failure is only worth a warning.
     pub best_effort: bool,
     /// Whether a cancellation leaves it alone once it has begun.
@@ -69,6 +71,7 @@ impl Step {
             script: Script::new(ops),
             undo: Script::default(),
             feed: None,
+            sink: None,
             best_effort: false,
             whole: false,
         }
@@ -100,6 +103,13 @@ impl Step {
     #[must_use]
     pub fn best_effort(mut self) -> Self {
         self.best_effort = true;
+        self
+    }
+
+    /// Sets what takes what an operation that sends writes.
+    #[must_use]
+    pub fn sink(mut self, sink: Box<dyn Write + Send>) -> Self {
+        self.sink = Some(sink);
         self
     }
 
@@ -177,7 +187,10 @@ impl Runner<'_> {
         };
         let whole = Control::only_within(ROLL_BACK_TIME);
         let control = if step.whole { &whole } else { control };
-        step.host.run(&step.script, Io { input, ..Io::default() }, control).with_context(|| step.failure.clone())
+        let output = step.sink.as_mut().map(|sink| &mut **sink as &mut (dyn Write + Send));
+        step.host
+            .run(&step.script, Io { input, output, ..Io::default() }, control)
+            .with_context(|| step.failure.clone())
     }
 
     fn push(&self, step: &Step) {

@@ -17,6 +17,16 @@ pub(super) struct WriteBack<'a> {
     written: u64,
 }
 
+impl WriteBack<'_> {
+    /// Has the disk begin with `len` bytes at `start`.
+    pub(super) fn begin(file: &File, start: u64, len: u64) {
+        if let Some(len) = NonZeroU64::new(len) {
+            // See below: advice that does not wait.
+            let _ = fadvise(file, start, Some(len), Advice::DontNeed);
+        }
+    }
+}
+
 impl<'a> WriteBack<'a> {
     /// For a regular file that is written from front to end.
     pub(super) fn new(file: &'a File) -> Self {

@@ -4,16 +4,23 @@
 //! [`carry`] has returned, every file is complete under its staging name, on the disk, and known to be the same at both
 //! ends. Whoever called gives it its name, and only then removes what it came from (`docs/transfers.md`).
 
+use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use sha2::{Digest as _, Sha256};
 
 use crate::context::Cx;
+use crate::exec::carry::{Carry, Freight, NOT_HERE, Report, Why, journal_of};
 use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Op, Sparse, Value};
 use crate::exec::relay;
+use crate::exec::staging::{self, Owner};
 use crate::exec::step::{Feed, Step};
+use crate::report::Log;
+use crate::transfer::rate::Rate;
 
 /// One regular file on its way. Links are followed at `from`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +50,15 @@ impl Journey<'_> {
     }
 }
 
+/// How often a journey goes on after the connection broke, before it is left to the next run.
+const AGAIN: u32 = 2;
+
+/// How long it waits before: a switch that lost its link needs a moment.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// Carries files. When it returns, every file is complete at [`Load::to`] and synced; between two hosts size and digest
-/// were compared at both ends. On failure what was written is removed: at once or by the undo stack of the action.
+/// were compared at both ends. On failure what was written is removed, but for what the next run can go on with: that is
+/// kept in the staging directory for a day ([`staging::clear`]).
 ///
 /// `failure` is what the user reads first when something goes wrong, as of [`Step::or_say`]. In `explain` the steps are
 /// shown and nothing is touched.
@@ -53,14 +67,258 @@ impl Journey<'_> {
 /// A host cannot be reached, a file cannot be read or written, the target has no space, the source changed on the way,
 /// or the copy is not what the original is; each in one line under `failure`.
 pub fn carry(cx: &Cx<'_>, journey: &Journey<'_>, loads: &[Load], failure: &str) -> Result<()> {
-    for load in loads {
-        if journey.stays() { copy(cx, journey, load, failure)? } else { relayed(cx, journey, load, failure)? }
+    if journey.stays() {
+        return loads.iter().try_for_each(|load| copy(cx, journey, load, failure));
     }
-    Ok(())
+    if loads.is_empty() {
+        return Ok(());
+    }
+    let parts = Parts::find(cx, journey, loads).with_context(|| failure.to_owned())?;
+    parts.take_up(cx, failure)?;
+    let mut ways = Way::all(cx, journey);
+    let mut tries = 0;
+    loop {
+        let Some(way) = ways.first().copied() else {
+            return loads.iter().try_for_each(|load| streamed(cx, journey, load, failure));
+        };
+        match parts.travel(cx, way, failure) {
+            Ok(Report::Done(_)) => return parts.put(cx, failure),
+            Ok(Report::Failed { why: Why::Lost, text }) => {
+                cx.control.check().with_context(|| failure.to_owned())?;
+                if tries == AGAIN {
+                    bail!("{failure}: {text}; what has arrived is kept for a day, another try goes on with it");
+                }
+                tries += 1;
+                cx.warn(format!("{text}; going on with what has arrived"));
+                std::thread::sleep(PAUSE);
+            }
+            Ok(Report::Failed { why: Why::NotThere | Why::Unreachable, text })
+                if ways.len() > 1 || text.contains(NOT_HERE) =>
+            {
+                cx.info(format!("{text}; taking another way"));
+                ways.remove(0);
+            }
+            Ok(Report::Failed { text, .. }) => {
+                parts.give_up(cx);
+                bail!("{failure}: {text}");
+            }
+            // The far side's shell, where the binary is not.
+            Err(error) if format!("{error:#}").contains(NOT_HERE) => {
+                ways.remove(0);
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
-fn remove(load: &Load) -> Op {
-    Op::Remove { path: load.to.clone(), tree: false, must_exist: false }
+/// Who drives, see [`crate::exec::carry`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The source, straight to the target.
+    Direct,
+    /// We, between the two or as one of them.
+    Here,
+}
+
+impl Way {
+    /// The ways in the order in which they are tried; after the last the shell's.
+    fn all(cx: &Cx<'_>, journey: &Journey<'_>) -> Vec<Self> {
+        let apart = !journey.from.name().is_empty() && !journey.to.name().is_empty();
+        let direct = cx.settings.get("TRANSFER_DIRECT").is_none_or(|word| !word.eq_ignore_ascii_case("no"));
+        if apart && direct { vec![Self::Direct, Self::Here] } else { vec![Self::Here] }
+    }
+}
+
+/// Loads, each with the name of its unfinished copy.
+struct Parts<'a> {
+    journey: &'a Journey<'a>,
+    loads: &'a [Load],
+    parts: Vec<PathBuf>,
+    /// What gives the unfinished copies of runs that are dead our names.
+    adopt: Vec<Op>,
+}
+
+impl<'a> Parts<'a> {
+    fn find(cx: &Cx<'_>, journey: &'a Journey<'a>, loads: &'a [Load]) -> Result<Self> {
+        let me = Owner::me().context("Cannot tell this process from others")?;
+        let (mut parts, mut adopt) = (Vec::new(), Vec::new());
+        let mut listed: Option<(PathBuf, Value)> = None;
+        for load in loads {
+            let Some(dir) = load.to.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == staging::DIR))
+            else {
+                // Nobody sweeps there, so nothing is left there either.
+                parts.push(load.to.clone());
+                continue;
+            };
+            let base = dir.parent().unwrap_or(dir);
+            let key = key(journey, load);
+            let part = staging::staging_path(base, &me, &staging::journey_name(&key));
+            if listed.as_ref().is_none_or(|(of, _)| of != dir) {
+                listed = Some((dir.to_owned(), cx.ask(journey.to, Op::List { path: dir.to_owned() })?));
+            }
+            if let Some((_, Value::Names(names))) = &listed
+                && let Some(old) = staging::unfinished(names, &key, &me)
+            {
+                let renames = [(dir.join(old), part.clone()), (journal_of(&dir.join(old)), journal_of(&part))];
+                let there = |from: &PathBuf| names.iter().any(|name| Some(name.as_os_str()) == from.file_name());
+                let renames = renames.into_iter().filter(|(from, to)| from != to && there(from));
+                adopt.extend(renames.map(|(from, to)| Op::Rename { from, to }));
+            }
+            parts.push(part);
+        }
+        Ok(Self { journey, loads, parts, adopt })
+    }
+
+    fn take_up(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
+        if self.adopt.is_empty() {
+            return Ok(());
+        }
+        let what = "Take up what an interrupted run has brought already";
+        cx.apply(Step::new(self.journey.to, what, self.adopt.clone()).or_say(failure)).map(drop)
+    }
+
+    fn travel(&self, cx: &Cx<'_>, way: Way, failure: &str) -> Result<Report> {
+        let Journey { from, to, sparse } = *self.journey;
+        let name = |host: &Arc<dyn Host>| Some(host.name().to_owned()).filter(|name| !name.is_empty());
+        let files = self.loads.iter().zip(&self.parts);
+        let settings = cx.settings;
+        let carry = Carry {
+            source: name(from).filter(|_| way == Way::Here),
+            target: name(to),
+            files: files.map(|(load, part)| Freight { from: load.from.clone(), part: part.clone() }).collect(),
+            sparse,
+            streams: settings.get("TRANSFER_STREAMS").and_then(|word| word.parse().ok()).unwrap_or(0),
+            zip: match settings.get("TRANSFER_COMPRESS").map(str::to_ascii_lowercase).as_deref() {
+                Some("yes") => Some(true),
+                Some("no") => Some(false),
+                _ => None,
+            },
+            rate: settings.get("TRANSFER_RATE").and_then(|word| word.parse::<Rate>().ok()).map(Rate::bytes_per_second),
+        };
+        let driver = if way == Way::Direct { Arc::clone(from) } else { cx.here() };
+        let how = match way {
+            Way::Direct => format!("straight from {} to {}", from.name(), to.name()),
+            Way::Here => format!("from {} to {}", called(from), called(to)),
+        };
+        let heard = Arc::new(Mutex::new(Heard::default()));
+        let ear = Ear { heard: Arc::clone(&heard), log: cx.log.clone() };
+        let step = Step::new(
+            &driver,
+            format!("Carry {} {how}, and compare both ends", files_of(self.loads)),
+            [Op::Carry(carry)],
+        );
+        cx.apply(step.or_say(failure).sink(Box::new(ear)))?;
+        if !cx.is_real() {
+            return Ok(Report::Done(Vec::new()));
+        }
+        let heard = std::mem::take(&mut *heard.lock().unwrap_or_else(PoisonError::into_inner));
+        let report =
+            heard.report.with_context(|| format!("{failure}: {} did not tell how it ended", called(&driver)))?;
+        if let Report::Done(arrived) = &report {
+            for (load, file) in self.loads.iter().zip(arrived) {
+                cx.info(format!(
+                    "{}: {} bytes, {} of data, {} of them there already, {} sent, digest {}",
+                    load.from.display(),
+                    file.size,
+                    file.data,
+                    file.resumed,
+                    file.sent,
+                    file.digest
+                ));
+            }
+        }
+        Ok(report)
+    }
+
+    /// Everything has arrived: it goes to where the caller wants it.
+    fn put(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
+        let (mut ops, mut undo) = (Vec::new(), Vec::new());
+        for (load, part) in self.loads.iter().zip(&self.parts) {
+            ops.push(Op::Remove { path: journal_of(part), tree: false, must_exist: false });
+            if *part != load.to {
+                ops.push(Op::Rename { from: part.clone(), to: load.to.clone() });
+            }
+            undo.push(remove(load.to.clone()));
+        }
+        let what =
+            format!("Put {} where {} belongs", files_of(self.loads), if self.loads.len() == 1 { "it" } else { "each" });
+        cx.apply(Step::new(self.journey.to, what, ops).or_say(failure).undo(undo)).map(drop)
+    }
+
+    /// No later run could go on with what is there.
+    fn give_up(&self, cx: &Cx<'_>) {
+        let ops: Vec<Op> =
+            self.parts.iter().flat_map(|part| [remove(part.clone()), remove(journal_of(part))]).collect();
+        let step = Step::new(self.journey.to, "Remove what has arrived", []).undo(ops);
+        cx.on_failure(step);
+    }
+}
+
+fn files_of(loads: &[Load]) -> String {
+    match loads {
+        [load] => load.from.display().to_string(),
+        loads => format!("{} files", loads.len()),
+    }
+}
+
+/// What is copied to where, the same for every run.
+fn key(journey: &Journey<'_>, load: &Load) -> String {
+    use std::os::unix::ffi::OsStrExt as _;
+    let to = staging::without_owner(&load.to);
+    let mut digest = Sha256::new();
+    for part in [journey.from.name().as_bytes(), load.from.as_os_str().as_bytes(), to.as_os_str().as_bytes()] {
+        digest.update(part.len().to_le_bytes());
+        digest.update(part);
+    }
+    digest.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a driving host said.
+#[derive(Default)]
+struct Heard {
+    line: Vec<u8>,
+    report: Option<Report>,
+}
+
+/// Longest line that is listened to: a report of many thousand files.
+const LINE: usize = 16 << 20;
+
+/// Takes what [`Op::Carry`] writes.
+struct Ear {
+    heard: Arc<Mutex<Heard>>,
+    log: Log,
+}
+
+impl Write for Ear {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        for byte in bytes {
+            if *byte != b'\n' {
+                heard.line.push(*byte);
+                if heard.line.len() > LINE {
+                    return Err(io::Error::other("A line without an end"));
+                }
+                continue;
+            }
+            let line = String::from_utf8_lossy(&std::mem::take(&mut heard.line)).into_owned();
+            if let Some(report) = line.strip_prefix("report ") {
+                heard.report = serde_json::from_str(report).ok();
+            } else if let Some((done, all)) = line.strip_prefix("progress ").and_then(|rest| rest.split_once(' '))
+                && let (Ok(done), Ok(all)) = (done.parse::<u64>(), all.parse::<u64>())
+            {
+                self.log.progress(&format!("{} MiB of {} MiB", done >> 20, all >> 20));
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn remove(path: PathBuf) -> Op {
+    Op::Remove { path, tree: false, must_exist: false }
 }
 
 /// On one host.
@@ -73,7 +331,7 @@ fn copy(cx: &Cx<'_>, journey: &Journey<'_>, load: &Load, failure: &str) -> Resul
         Op::Stat { path: to.clone(), follow: false },
     ];
     let what = format!("Copy {} to {}", from.display(), to.display());
-    let values = cx.apply(Step::new(journey.to, what, ops).or_say(failure).undo([remove(load)]))?;
+    let values = cx.apply(Step::new(journey.to, what, ops).or_say(failure).undo([remove(to.clone())]))?;
     if !cx.is_real() {
         return Ok(());
     }
@@ -85,29 +343,23 @@ fn copy(cx: &Cx<'_>, journey: &Journey<'_>, load: &Load, failure: &str) -> Resul
 }
 
 /// As a stream through the front-end, for hosts of which nothing more is known than that they have a shell.
-fn relayed(cx: &Cx<'_>, journey: &Journey<'_>, load: &Load, failure: &str) -> Result<()> {
+fn streamed(cx: &Cx<'_>, journey: &Journey<'_>, load: &Load, failure: &str) -> Result<()> {
     let Load { from, to } = load;
     let question = Op::Stat { path: from.clone(), follow: true };
     let before = cx.ask(journey.from, question).with_context(|| failure.to_owned())?.stat();
-    let before = before.filter(|stat| stat.kind == FileKind::File);
-    if before.is_none() && cx.is_real() {
-        bail!("{failure}: {} is no regular file on {}", from.display(), name(journey.from));
-    }
-    let reader: Box<dyn std::io::Read + Send> = if cx.is_real() {
-        Box::new(relay::file_of(journey.from, from, &cx.control).with_context(|| failure.to_owned())?)
-    } else {
-        Box::new(std::io::empty())
+    let Some(before) = before.filter(|stat| stat.kind == FileKind::File) else {
+        bail!("{failure}: {} is no regular file on {}", from.display(), called(journey.from));
     };
+    let reader = relay::file_of(journey.from, from, &cx.control).with_context(|| failure.to_owned())?;
     let ops = [
         Op::Receive { path: to.clone(), sparse: journey.sparse },
         Op::Sync { path: to.clone() },
         Op::Sha256 { path: to.clone() },
     ];
     let what = format!("Stream {} through the front-end", from.display());
-    let step = Step::new(journey.to, what, ops).or_say(failure).undo([remove(load)]).feed(Feed::Stream(reader));
+    let undo = [remove(to.clone())];
+    let step = Step::new(journey.to, what, ops).or_say(failure).undo(undo).feed(Feed::Stream(Box::new(reader)));
     let values = cx.apply(step)?;
-    // In `explain` a step before may have been what makes it.
-    let Some(before) = before.filter(|_| cx.is_real()) else { return Ok(()) };
     // Compared with what is there now: a source that somebody writes to is no source of a copy.
     let original = cx.ask(journey.from, Op::Sha256 { path: from.clone() }).with_context(|| failure.to_owned())?;
     let arrived = values.first().and_then(Value::number);
@@ -116,16 +368,13 @@ fn relayed(cx: &Cx<'_>, journey: &Journey<'_>, load: &Load, failure: &str) -> Re
         bail!("{failure}: {arrived} bytes of {} arrived, it had {}", from.display(), before.size);
     }
     if values.get(2) != Some(&original) {
-        bail!(
-            "{failure}: The copy of {} is not what {} has; was it written to meanwhile?",
-            from.display(),
-            name(journey.from)
-        );
+        let host = called(journey.from);
+        bail!("{failure}: The copy of {} is not what {host} has; was it written to meanwhile?", from.display());
     }
     Ok(())
 }
 
-fn name(host: &Arc<dyn Host>) -> &str {
+fn called(host: &Arc<dyn Host>) -> &str {
     match host.name() {
         "" => "the front-end",
         name => name,

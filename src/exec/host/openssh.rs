@@ -4,6 +4,7 @@
 //! master is one thread, and `ChaCha20` costs twice the CPU (house style §7).
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::sync::OnceLock;
 
 use super::super::cmd::Secret;
@@ -44,11 +45,50 @@ impl OpenSsh {
         self.config.get_or_init(|| config::ask(&self.name, &self.programs, control).ok()).as_ref()
     }
 
-    fn argv(&self, bulk: bool, control: &Control) -> Result<Vec<OsString>, ScriptError> {
+    /// Starts a script that converses ([`Script::converses`]) and waits for its end. `stdin` carries what the caller writes,
+    /// the script's delivery first; `stdout` is what it answers. Both are handed to ssh as they are.
+    ///
+    /// # Errors
+    /// As of [`Host::run`].
+    pub fn converse(
+        &self,
+        script: &Script,
+        (stdin, stdout): (File, File),
+        control: &Control,
+    ) -> Result<(), ScriptError> {
+        let spawn = self.spawn(script, control)?;
+        let io = ProcessIo { stdin: Stdin::File(stdin), stdout: Stdout::File(stdout) };
+        let done = match process::run(&spawn, io, control) {
+            Ok(done) => judge(self.name.as_str(), script, Some(done.status), &done.stdout, done.stderr.as_bytes()),
+            Err(error) => self.process_failed(script, error, control),
+        };
+        done.map(drop)
+    }
+
+    fn spawn(&self, script: &Script, control: &Control) -> Result<Spawn, ScriptError> {
+        Ok(Spawn {
+            argv: self.argv(script, control)?,
+            env: Vec::new(),
+            shown: format!("ssh {}", self.name),
+            also_ok: Vec::new(),
+            hidden: secrets(script),
+        })
+    }
+
+    fn argv(&self, script: &Script, control: &Control) -> Result<Vec<OsString>, ScriptError> {
         let unreachable = |e: process::Missing| self.error(ErrorKind::Unreachable, e.to_string());
         let mut argv = self.programs.find("ssh").map_err(unreachable)?;
         argv.extend(["-T", "-x", "-o", "BatchMode=yes", "-o", "ClearAllForwardings=yes"].map(OsString::from));
-        if bulk {
+        if script.goes_on() {
+            // The keys of whoever runs this, for the one script that logs in elsewhere; it gets no others.
+            argv.extend(["-o", "ForwardAgent=yes"].map(OsString::from));
+        }
+        if script.converses() {
+            // What is sent is compressed already where that pays, and a link that was cut has to be noticed.
+            let words = ["Compression=no", "ServerAliveInterval=15", "ServerAliveCountMax=3"];
+            argv.extend(words.into_iter().flat_map(|word| ["-o".into(), OsString::from(word)]));
+        }
+        if script.receives() || script.sends() {
             argv.extend(["-o", "ControlMaster=no", "-o", "ControlPath=none"].map(OsString::from));
             if let Some(ciphers) = self.config(control).and_then(SshConfig::bulk_ciphers) {
                 argv.extend(["-o".into(), format!("Ciphers={ciphers}").into()]);
@@ -103,13 +143,7 @@ impl Host for OpenSsh {
     fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {
         let delivery =
             Delivery::of(script).map_err(|e| self.error(ErrorKind::Failed, format!("Cannot send a script: {e}")))?;
-        let spawn = Spawn {
-            argv: self.argv(script.receives() || script.sends(), control)?,
-            env: Vec::new(),
-            shown: format!("ssh {}", self.name),
-            also_ok: Vec::new(),
-            hidden: secrets(script),
-        };
+        let spawn = self.spawn(script, control)?;
         let mut outgoing = Outgoing::new(delivery, io.input);
         let stdout = match io.output {
             Some(writer) if script.sends() => Stdout::Writer(writer),

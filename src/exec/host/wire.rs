@@ -29,7 +29,7 @@ use super::super::op::Script;
 use super::super::posix;
 
 /// Version of the agent and of what this page describes: both sides must have the same.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/1");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
 
 /// Exit status of an agent of another version; it has read nothing.
 pub const OTHER_VERSION: u8 = 75;
@@ -49,7 +49,7 @@ pub const MARK_LEN: usize = 32;
 pub const COMMAND: &str = concat!(
     "exec sh -c 'a=${SCRIPTS_REMOTE_DIR:-/var/tmp/one}/onestore/onestore; if [ -x \"$a\" ]; then \"$a\" agent ",
     env!("CARGO_PKG_VERSION"),
-    "/1; s=$?; case $s in 2|75|126|127) ;; *) exit $s ;; esac; fi; ",
+    "/2; s=$?; case $s in 2|75|126|127) ;; *) exit $s ;; esac; fi; ",
     "IFS=\" \" read -r n j os_end b || exit 74; t=$(head -c \"$n\"); head -c \"$j\" >/dev/null; ",
     "[ \"${#t}\" = \"$n\" ] || exit 74; ",
     "(trap \"\" PIPE; while sleep 2 </dev/null >/dev/null 2>&1; do printf \"\\0\" >&$b || break; done; ",
@@ -146,6 +146,11 @@ impl<R: Read> Incoming<R> {
     /// Expects `mark` after the data; an empty mark means that there is no data.
     pub fn new(inner: R, mark: &[u8]) -> Self {
         Self { inner, mark: mark.to_vec(), held: Vec::new(), ended: mark.is_empty() }
+    }
+
+    /// What is behind it.
+    pub fn inner(&mut self) -> &mut R {
+        &mut self.inner
     }
 }
 

@@ -1,0 +1,158 @@
+//! The far end of a journey: the files of this machine behind frames. Reads a request, answers it, until the input ends.
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use super::frame::{self, Head, Kind, PROTOCOL, Packed, bad};
+use super::store::Store;
+use super::{Begin, End, Failure, Identity, Span, Why};
+use crate::exec::control::Control;
+
+/// Most digests that one request may ask for, and most spans that one answer holds: what a payload has room for.
+pub const MOST: usize = 16_384;
+
+/// Serves these files to whoever drives. A failure is the last answer.
+///
+/// # Errors
+/// The streams broke, or it had to stop. What was written stays, with its journal.
+pub fn attend(
+    reads: Vec<PathBuf>,
+    writes: Vec<PathBuf>,
+    input: &mut dyn Read,
+    output: &mut dyn Write,
+    control: &Control,
+) -> io::Result<()> {
+    let mut peer = Peer { store: Store::new(reads, writes), identities: Vec::new(), synced: 0 };
+    let answer = |output: &mut dyn Write, head: Head, payload: &[u8]| -> io::Result<()> {
+        frame::write(&mut &mut *output, head, &[payload])?;
+        output.flush()
+    };
+    answer(output, Head { kind: Kind::Hello, file: 0, at: PROTOCOL }, &[])?;
+    let mut payload = Vec::new();
+    loop {
+        control.check().map_err(io::Error::other)?;
+        let head = match frame::read(&mut &mut *input, &mut payload) {
+            // Whoever drives has all that he wanted, or is gone.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            read => read?,
+        };
+        match peer.serve(head, &payload) {
+            Ok(Answer::None) => {}
+            Ok(Answer::Bytes(at, bytes)) => answer(output, Head { at, ..head }, &bytes)?,
+            Ok(Answer::Range(packed, zip)) => {
+                packed.write(&mut &mut *output, head.file, head.at, zip)?;
+                output.flush()?;
+            }
+            Err(Failure { why, text }) => {
+                let bytes = [&[why as u8][..], text.as_bytes()].concat();
+                return answer(output, Head { kind: Kind::Failed, file: head.file, at: 0 }, &bytes);
+            }
+        }
+    }
+}
+
+enum Answer {
+    None,
+    Bytes(u64, Vec<u8>),
+    Range(Packed, bool),
+}
+
+struct Peer {
+    store: Store,
+    /// What the files to be written will be copies of.
+    identities: Vec<(u16, Identity)>,
+    synced: u64,
+}
+
+impl Peer {
+    fn serve(&mut self, head: Head, payload: &[u8]) -> Result<Answer, Failure> {
+        let Head { kind, file, at } = head;
+        let wrong = |error: io::Error| Failure::new(Why::Other, error.to_string());
+        Ok(match kind {
+            Kind::Ping => Answer::Bytes(at, Vec::new()),
+            Kind::Stat => Answer::Bytes(0, self.store.stat(file)?.to_bytes()),
+            Kind::Map => {
+                let (at, bytes) = page(&self.store.map(file)?, at);
+                Answer::Bytes(at, bytes)
+            }
+            Kind::Get => Answer::Range(self.store.take(file, at)?, payload == [1]),
+            Kind::Range => {
+                let known = self.identities.iter().find(|(of, _)| *of == file).map(|(_, identity)| *identity);
+                let identity = known.ok_or_else(|| wrong(bad("a range in front of its file")))?;
+                let packed = Packed::read(payload, identity.len_of(at)).map_err(wrong)?;
+                self.store.put(file, at, &packed, false)?;
+                self.synced += 1;
+                Answer::None
+            }
+            Kind::Begin => {
+                let begin = Begin::of_bytes(payload).ok_or_else(|| wrong(bad("no file to begin")))?;
+                let known = self.store.begin(file, begin)?;
+                self.identities.retain(|(of, _)| *of != file);
+                self.identities.push((file, begin.identity));
+                Answer::Bytes(0, page(&known, 0).1)
+            }
+            Kind::Digests => {
+                let count = payload.try_into().map(u32::from_le_bytes).ok().filter(|count| *count as usize <= MOST);
+                let count = count.ok_or_else(|| wrong(bad("no number of digests")))?;
+                Answer::Bytes(at, self.store.told(file, at, count)?.concat())
+            }
+            Kind::Sync => {
+                self.store.sync()?;
+                Answer::Bytes(self.synced, Vec::new())
+            }
+            Kind::Hello | Kind::Failed => return Err(wrong(bad("an answer as a question"))),
+        })
+    }
+}
+
+/// The spans from range `at` on, as many as an answer holds, and where to go on; 0 for nowhere.
+fn page(spans: &[Span], at: u64) -> (u64, Vec<u8>) {
+    let mut bytes = Vec::new();
+    for (count, (first, long)) in spans.iter().filter(|(first, _)| *first >= at).enumerate() {
+        if count == MOST {
+            return (*first, bytes);
+        }
+        bytes.extend_from_slice(&first.to_le_bytes());
+        bytes.extend_from_slice(&long.to_le_bytes());
+    }
+    (0, bytes)
+}
+
+/// The spans of an answer.
+pub(super) fn spans_of(bytes: &[u8]) -> Vec<Span> {
+    let numbers: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|n| u64::from_le_bytes(*n)).collect();
+    numbers.as_chunks::<2>().0.iter().map(|[first, count]| (*first, *count)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_is_asked_is_answered_or_refused(kind in 1..12_u8, file in 0..3_u16, at: u64, payload in prop::collection::vec(any::<u8>(), 0..80), begin: bool) {
+            let dir = tempfile::tempdir().expect("a directory");
+            let path = dir.path().join("f");
+            std::fs::write(&path, [7; 5000]).expect("writes");
+            let mut input = Vec::new();
+            if begin {
+                let identity = Identity { size: 5000, ino: 1, mtime: 1 };
+                let begin = Begin { identity, allocate: false, first: true };
+                frame::write(&mut input, Head { kind: Kind::Begin, file: 0, at: 0 }, &[&begin.to_bytes()]).expect("writes");
+            }
+            input.extend([kind]);
+            input.extend(file.to_le_bytes());
+            input.extend(at.to_le_bytes());
+            input.extend(u32::try_from(payload.len()).expect("short").to_le_bytes());
+            input.extend(&payload);
+            let mut output = Vec::new();
+            let control = Control::only_within(std::time::Duration::from_secs(60));
+            let _ = attend(vec![path.clone()], vec![dir.path().join("t")], &mut &input[..], &mut output, &control);
+            prop_assert_eq!(std::fs::read(&path).expect("reads"), vec![7; 5000]);
+            let names = std::fs::read_dir(dir.path()).expect("lists").count();
+            prop_assert!(names <= 3);
+        }
+    }
+}
