@@ -40,7 +40,9 @@ pub fn mvds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     back.bring(cx, &failure)?;
     back.put(cx, &failure)?;
     // The disk itself stays until oned has it deleted: an epilog that failed at another disk is repeated as a whole.
-    cx.after(Step::new(&disk.place.host, "Leave the VM's directory", back.leave()).best_effort());
+    if back.merges() {
+        cx.after(Step::new(&disk.place.host, "Remove the merged files", back.leave()).best_effort());
+    }
     Ok(Reply::Nothing)
 }
 
@@ -62,8 +64,8 @@ struct Back<'d> {
     image: ImageFiles,
     /// The image datastore.
     folder: Folder,
-    /// Whether the image has snapshots, or something that is called so, now.
-    had_snapshots: bool,
+    /// Whether the image has snapshots now, and the disk's take their place.
+    replaces: bool,
 }
 
 impl<'d> Back<'d> {
@@ -98,8 +100,11 @@ impl<'d> Back<'d> {
         if base.stat().is_none() {
             bail!("{} does not exist", image.base.display());
         }
-        let (folder, had_snapshots) = (Folder::of(&keeper, &image.base, staging)?, had.stat().is_some());
-        Ok(Self { disk, home, current, snapshots, image, folder, had_snapshots })
+        // A disk that was made anew from a replica host came without them: then the image's own are the last ones there are.
+        let knows = matches!(tree, Value::Tree(_)) && !(current.file != disk.path && snapshots.is_empty());
+        let replaces = had.stat().is_some() && (knows || !snapshots.is_empty());
+        let folder = Folder::of(&keeper, &image.base, staging)?;
+        Ok(Self { disk, home, current, snapshots, image, folder, replaces })
     }
 
     /// Each file with the name that a merged copy of it has in the VM's directory.
@@ -124,6 +129,11 @@ impl<'d> Back<'d> {
         let what = "Merge the disk's layers into files that stand alone";
         cx.apply(Step::new(&self.home.host, what, ops).undo(self.leave()).or_say(failure))?;
         Ok(())
+    }
+
+    /// Whether a file does not stand alone.
+    fn merges(&self) -> bool {
+        self.files().any(|(_, found, staged)| found.merge(&staged).is_some())
     }
 
     /// What removes merged copies.
@@ -168,7 +178,7 @@ impl<'d> Back<'d> {
         let remove = |path: PathBuf| Op::Remove { path, tree: true, must_exist: false };
         // First: a digest that outlives what it was made of makes a replica take old data for current.
         let mut ops = vec![remove(self.image.md5sum())];
-        if self.had_snapshots {
+        if self.replaces {
             ops.push(Op::Rename { from: snapshots.clone(), to: away.clone() });
         }
         if !self.snapshots.is_empty() {

@@ -62,7 +62,7 @@ pub fn delete(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     }
     Target::lock(cx, &asked.disk.place)?;
     cx.info(format!("Deleting snapshot {}", asked.path.display()));
-    let ops = [asked.lock(), Op::Remove { path: asked.path.clone(), tree: false, must_exist: true }];
+    let ops = [asked.lock(), Op::Remove { path: asked.path.clone(), tree: false, must_exist: false }];
     let what = format!("Remove the snapshot {}; this cannot be undone", asked.path.display());
     cx.apply(Step::new(&asked.disk.place.host, what, ops).or_say(&asked.failure))?;
     Ok(Reply::Nothing)
