@@ -193,7 +193,6 @@ fn a_vms_life_from_host_to_host() {
             assert!(moments[moments.len() - 1] >= before, "{moments:?} {before}");
             domain.writes_on();
         }
-        assert!(cloud.try_at(OFF, "snap_create_live", &[&on("host1", "disk.0"), "1", "7", "1"]).is_err());
 
         // Saved as an image while it runs, and from a snapshot.
         let saved = lab.shared().join("1/saved");
@@ -215,7 +214,7 @@ fn a_vms_life_from_host_to_host() {
         assert_eq!(cloud.names("host1", "/var/lib/one/datastores/103"), [".monitor"]);
         assert_eq!(cloud.content("host2", &format!("{OWN}/disk.0")), now);
         assert_eq!(cloud.highest("host2", &file(1)), moments[1]);
-        assert_eq!(lab.must("host2", &["cat", "/var/lib/one/datastores/103/.monitor"]), "ssh\n");
+        assert_eq!(lab.must("host2", &["cat", "/var/lib/one/datastores/103/.monitor"]), "ssh");
 
         // Off: back to a snapshot, which then goes.
         cloud.off("snap_revert", &[&on("host2", "disk.0"), "0", "7", "1"]);
@@ -271,7 +270,7 @@ fn a_disk_is_made_anew_from_its_replica() {
         let kept = "/var/lib/one/datastores/replica_snaps/7";
         let source = cloud.image("clone");
         cloud.off("clone", &[&source, &on("host1", "disk.0"), "7", "1"]);
-        assert_eq!(lab.must("host1", &["readlink", &format!("{OWN}/disk.0")]), "disk.0.snap/base.1\n");
+        assert_eq!(lab.must("host1", &["readlink", &format!("{OWN}/disk.0")]), "disk.0.snap/base.1");
         assert_eq!(cloud.names("host1", &format!("{OWN}/disk.0.snap")), ["base", "base.1", "disk.0.snap"]);
         assert_eq!(cloud.names("host2", &format!("{kept}/disk.0.snap")), ["base"]);
         assert_eq!(cloud.content("host1", &format!("{OWN}/disk.0")), Cloud::content_here(Path::new(&source)));
@@ -282,11 +281,8 @@ fn a_disk_is_made_anew_from_its_replica() {
         let path = format!("{OWN}/disk.0");
         let take = || lab.on("host1", &[&agent, "tm", "ssh", "recovery_snap_create_live", "7", &path, "0", "host2"]);
         let told = take();
-        assert_eq!(
-            String::from_utf8_lossy(&told.stdout),
-            "VM 7 is not running: Cannot look at domain one-7: ".to_owned()
-                + String::from_utf8_lossy(&told.stdout).split_once("one-7: ").map_or("", |(_, rest)| rest)
-        );
+        let said = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert!(said.starts_with("VM 7 is not running") && said.lines().count() == 1, "{said}");
         assert!(!told.status.success());
         let domain = lab.run_domain("host1", 7, &[(Path::new(&path), "qcow2")], Kind::Transient);
         let mut moments = Vec::new();

@@ -27,11 +27,7 @@ const LOCK_WAIT: u64 = 600;
 /// `snap_create`.
 pub fn create(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     let asked = Asked::read(cx, request, Act::Create)?;
-    if asked.is_layered {
-        asked.create_merged(cx)?;
-    } else {
-        common::run(cx, request, Keeping::Copies, Act::Create)?;
-    }
+    asked.create(cx)?;
     asked.send_to_replica(cx)?;
     Ok(Reply::Nothing)
 }
@@ -112,20 +108,24 @@ impl Asked {
         Op::Lock { name: lock_of(self.disk.place.vm, &self.disk.name()), wait_seconds: LOCK_WAIT }
     }
 
-    /// The VM's directory, and the staging name of the snapshot in it. That there is no such snapshot yet is made sure.
-    fn room(&self, cx: &Cx<'_>) -> Result<(Folder, PathBuf)> {
+    /// The VM's directory, the staging name of the snapshot in it, and what takes the snapshot back. One of that number that
+    /// is there already is from a try that oned was not told of: it is replaced.
+    fn room(&self, cx: &Cx<'_>) -> Result<(Folder, PathBuf, Vec<Op>)> {
         let host = &self.disk.place.host;
         let dir = &self.disk.place.dir;
         let questions = [Folder::question(dir), Op::Stat { path: self.path.clone(), follow: false }];
         let answers = cx.query(host, questions)?;
         let [staging, there] = answers.as_slice() else { bail!("The host did not answer all questions") };
-        if there.stat().is_some() {
-            bail!("Snapshot file {} already exists", self.path.display());
-        }
         let folder = Folder::of(host, dir, staging)?;
         let name = format!("{}.snap.{}", self.disk.name(), self.path.file_name().unwrap_or_default().display());
         let staged = folder.staging(name);
-        Ok((folder, staged))
+        let remove = |path: PathBuf| Op::Remove { path, tree: false, must_exist: false };
+        let mut undo = vec![remove(staged.clone())];
+        if there.stat().is_none() {
+            undo.extend([remove(self.path.clone()), Op::RemoveDirIfEmpty { path: self.disk.snapshots() }]);
+        }
+        undo.extend(folder.leave());
+        Ok((folder, staged, undo))
     }
 
     /// What gives the staged snapshot its name.
@@ -134,18 +134,10 @@ impl Asked {
         [Op::MakeDir { path: dir.clone() }, Op::Rename { from: staged, to: self.path.clone() }, Op::Sync { path: dir }]
     }
 
-    /// What takes the snapshot back.
-    fn undo(&self, folder: &Folder, staged: &Path) -> Vec<Op> {
-        let remove = |path: PathBuf| Op::Remove { path, tree: false, must_exist: false };
-        let snapshots = Op::RemoveDirIfEmpty { path: self.disk.snapshots() };
-        let undo = [remove(staged.to_owned()), remove(self.path.clone()), snapshots];
-        undo.into_iter().chain(folder.leave()).collect()
-    }
-
-    fn create_merged(&self, cx: &Cx<'_>) -> Result<()> {
+    fn create(&self, cx: &Cx<'_>) -> Result<()> {
         let failure = || self.failure.clone();
         Target::lock(cx, &self.disk.place)?;
-        let (folder, staged) = self.room(cx).with_context(failure)?;
+        let (folder, staged, undo) = self.room(cx).with_context(failure)?;
         let found = Found::look(cx, &self.disk, &self.disk.path, self.format()?).with_context(failure)?;
         cx.info(format!("Creating snapshot {}", self.path.display()));
         let mut ops = vec![self.lock()];
@@ -157,10 +149,12 @@ impl Asked {
                 Op::Sync { path: staged.clone() },
             ]),
         }
-        let undo = self.undo(&folder, &staged);
         ops.extend(self.put(staged));
         ops.extend(folder.leave());
-        let what = "Merge the disk's layers into a copy that stands alone";
+        let what = match self.is_layered {
+            true => "Merge the disk's layers into a copy that stands alone".to_owned(),
+            false => format!("Copy the disk to {}, sharing its blocks where the file system can", self.path.display()),
+        };
         cx.apply(Step::new(&folder.host, what, ops).undo(undo).or_say(&self.failure))?;
         Ok(())
     }
@@ -168,11 +162,10 @@ impl Asked {
     fn create_live(&self, cx: &Cx<'_>) -> Result<()> {
         let failure = || self.failure.clone();
         Target::lock(cx, &self.disk.place)?;
-        let (folder, staged) = self.room(cx).with_context(failure)?;
+        let (folder, staged, undo) = self.room(cx).with_context(failure)?;
         cx.info(format!("Creating snapshot {}", self.path.display()));
         let running = Running { disk: &self.disk, vm: &self.vm, to: &staged };
         running.copy(cx, &folder, &self.failure).with_context(failure)?;
-        let undo = self.undo(&folder, &staged);
         let mut ops = vec![self.lock()];
         ops.extend(self.put(staged));
         ops.extend(folder.leave());

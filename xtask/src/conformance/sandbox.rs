@@ -55,6 +55,8 @@ impl Sandbox {
             let file = remotes.join("etc").join(name);
             fs::create_dir_all(file.parent().context("A configuration file without a directory")?)?;
             let mut file = fs::OpenOptions::new().append(true).create(true).open(file)?;
+            // Nothing else can be known before the sandbox stands.
+            let text = text.replace("{work}", &root.join("work").display().to_string());
             write!(file, "\n{text}\n")?;
         }
         library(tree, &root.join("one/lib"))?;
