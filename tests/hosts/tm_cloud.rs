@@ -212,7 +212,8 @@ impl Cloud {
             Err(error) => format!("fails: {}\n", one_line(&error)),
         };
         let owner = Owner::me().expect("proc").tag();
-        text.replace(&self.root.path().display().to_string(), "/CLOUD").replace(&owner, "OWNER")
+        let text = text.replace(&self.root.path().display().to_string(), "/CLOUD").replace(&owner, "OWNER");
+        without_digests(&text)
     }
 
     pub fn explain(&self, action: &str, words: &[&str]) -> String {
@@ -228,4 +229,15 @@ impl Cloud {
         runner.commit().expect("commits");
         self.runs.lock().expect("counts").len()
     }
+}
+
+/// A journey's name is a digest of its ends, which are in the temporary folder.
+fn without_digests(text: &str) -> String {
+    let mut parts = text.split(".journey-");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str(".journey-DIGEST");
+        out.push_str(part.trim_start_matches(|c: char| c.is_ascii_hexdigit()));
+    }
+    out
 }
