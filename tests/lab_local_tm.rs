@@ -202,7 +202,7 @@ fn a_vms_life_from_host_to_host() {
 
         // The one in the middle goes: snapshot 2 is in file 1 then.
         cloud.at(DELETES, "snap_delete", &[&on("host1", "disk.0"), "1", "7", "1"]);
-        assert_eq!(cloud.names("host1", &format!("{OWN}/disk.0.snap")), ["0", "1", "2.current", "3"]);
+        assert_eq!(cloud.names("host1", &format!("{OWN}/disk.0.snap")), ["0", "1", "2.current", "3", "disk.0.snap"]);
         assert_eq!(cloud.highest("host1", &layer(1)), moments[2]);
         assert_eq!(cloud.highest("host1", &layer(0)), moments[0]);
         let last = domain.writes_on();

@@ -26,10 +26,11 @@ fn on(disk: &str) -> String {
     format!("node1:{{ds}}/103/7/{disk}")
 }
 
-/// A disk with one snapshot: `0`, and `1` on that by its bare number.
+/// A disk with one snapshot: `0`, and `1` on that.
 fn layered(cloud: &Cloud, disk: &str) {
     cloud.qcow2(&format!("ds/103/7/{disk}.snap/0"), None);
-    cloud.qcow2(&format!("ds/103/7/{disk}.snap/1"), Some("0"));
+    cloud.qcow2(&format!("ds/103/7/{disk}.snap/1"), Some(&format!("{disk}.snap/0")));
+    symlink(".", cloud.path(&format!("ds/103/7/{disk}.snap/{disk}.snap"))).expect("the self link");
     symlink(format!("{disk}.snap/1"), cloud.path(&format!("ds/103/7/{disk}"))).expect("the disk");
 }
 

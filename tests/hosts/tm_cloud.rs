@@ -193,7 +193,9 @@ impl Cloud {
     /// What the action would do, in words without anything of this machine.
     pub fn explain_with(&self, action: &str, words: &[&str], stdin: &str) -> String {
         let call = format!("tm/{}/{action}", self.mad);
-        self.calls(|calls| calls.explain(&call, self.root.path(), |cx| self.serve(cx, action, words, stdin)))
+        let text =
+            self.calls(|calls| calls.explain(&call, self.root.path(), |cx| self.serve(cx, action, words, stdin)));
+        without_digests(&text)
     }
 
     pub fn explain(&self, action: &str, words: &[&str]) -> String {
@@ -207,4 +209,15 @@ impl Cloud {
         self.calls(|calls| calls.run(control, |cx| self.serve(cx, action, words, ""))).expect(action);
         self.runs.lock().expect("counts").len()
     }
+}
+
+/// A journey's name is a digest of its ends, which are in the temporary folder.
+fn without_digests(text: &str) -> String {
+    let mut parts = text.split(".journey-");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str(".journey-DIGEST");
+        out.push_str(part.trim_start_matches(|c: char| c.is_ascii_hexdigit()));
+    }
+    out
 }

@@ -18,6 +18,7 @@
 //! - [`snapshot`], [`running`]: snapshots of disks, and the domain that has a part in them.
 //! - [`trees`]: what becomes of a directory that is copied.
 //! - [`migrate_host`]: live migration between hosts with storage of their own.
+//! - [`volatile_host`]: disks of no image, and context, on a host's own storage.
 //! - [`monitored`]: whether a host tells the sizes of disks.
 //! - [`one_directory`]: whether two hosts see one directory.
 //! - [`nfs`]: datastores that are mounted on demand, by a datastore for a moment.
@@ -53,3 +54,4 @@ pub mod sizes;
 pub mod snapshot;
 pub mod trees;
 pub mod volatile;
+pub mod volatile_host;

@@ -1,8 +1,9 @@
 //! `clone` and `ln`: an image goes to the host that runs the VM, as the VM's own copy or as the image itself until `mvds`
 //! brings it back.
 //!
-//! Source: contract 02 §1, §8. A qcow2 disk is a chain in `disk.N.snap` also without snapshots; layers name each other by
-//! their bare numbers. `ln` takes the layers of the image along, `clone` is one file: its snapshots are its own.
+//! Source: contract 02 §1, §8. A qcow2 disk is a chain in `disk.N.snap` also without snapshots, whose layers name each other
+//! so that both the disk's link and the file behind it can be opened: `disk.N.snap/K`, by way of the link
+//! `disk.N.snap -> .`. `ln` takes the layers of the image along, `clone` is one file: its snapshots are its own.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -275,42 +276,50 @@ impl Job<'_> {
 
     /// Makes a disk of the files, and gives it its name.
     fn finish(&self, cx: &Cx<'_>, monitor: Option<Op>) -> Result<()> {
+        let host = &self.target.folder.host;
         let layers = self.target.staged_layers();
-        let mut ops = self.target.begin();
-        let what = match self.plan {
+        let (what, made, named) = match self.plan {
             Plan::File { format, bytes, snapshots } => {
-                let staged = self.target.staged_file();
-                ops.extend(self.wanted.resize(&staged, format, Some(*bytes)));
-                ops.extend(self.target.put_file());
+                let made = self.wanted.resize(&self.target.staged_file(), format, Some(*bytes)).into_iter().collect();
+                let mut named = self.target.put_file();
                 if !snapshots.is_empty() {
-                    ops.push(Op::Rename { from: layers, to: self.target.snapshots() });
+                    named.push(Op::Rename { from: layers, to: self.target.snapshots() });
                 }
-                "Give the disk its name"
+                ("Enlarge it", made, named)
             }
             Plan::Layer { number, bytes } => {
-                ops.extend(self.wanted.resize(&layers.join(number.to_string()), "qcow2", *bytes));
-                ops.extend(self.target.put_layers(number));
-                "Make the disk a link to its only layer"
+                let made = self.wanted.resize(&layers.join(number.to_string()), "qcow2", *bytes).into_iter().collect();
+                ("Enlarge it", made, self.target.put_layers(number))
             }
             Plan::Chain { stands, active, .. } => {
-                for (layer, below, format) in stands {
-                    let (file, below) = (layers.join(layer.to_string()), below.to_string());
-                    ops.push(Op::Run(qemu_img::rebase(&file, Some(Path::new(&below)), format, false)));
-                    ops.push(Op::Sync { path: file });
-                }
-                ops.extend(self.wanted.resize(&layers.join(active.to_string()), "qcow2", None));
-                ops.extend(self.target.put_layers(active));
-                "Make the disk a link to its current layer"
+                let mut made = self.name_layers(stands);
+                made.extend(self.wanted.resize(&layers.join(active.to_string()), "qcow2", None));
+                ("Have the layers name each other as those of a disk", made, self.target.put_layers(active))
             }
             Plan::Flat { parts, bytes } => {
-                ops.extend(self.flatten(parts, *bytes));
-                ops.extend(self.target.put_layers(0));
-                "Make one layer of them"
+                ("Make one layer of them", self.flatten(parts, *bytes), self.target.put_layers(0))
             }
         };
-        ops.extend(monitor);
-        ops.extend(self.target.folder.leave());
-        cx.apply(Step::new(&self.target.folder.host, what, ops).or_say(self.failure)).map(drop)
+        let begin = || self.target.begin();
+        if !made.is_empty() {
+            cx.apply(Step::new(host, what, begin().into_iter().chain(made)).or_say(self.failure))?;
+        }
+        let named = begin().into_iter().chain(named).chain(monitor).chain(self.target.folder.leave());
+        cx.apply(Step::new(host, "All of it is here: give the disk its name", named).or_say(self.failure).whole())
+            .map(drop)
+    }
+
+    /// What has the layers of a chain name each other as those of the disk.
+    fn name_layers(&self, stands: &[(u32, u32, &'static str)]) -> Vec<Op> {
+        let (folder, layers) = (self.target.snapshots(), self.target.staged_layers());
+        let name = Path::new(folder.file_name().unwrap_or_default());
+        let mut ops = vec![Op::Symlink { target: ".".into(), link: layers.join(name) }];
+        for (layer, below, format) in stands {
+            let (file, below) = (layers.join(layer.to_string()), name.join(below.to_string()));
+            ops.push(Op::Run(qemu_img::rebase(&file, Some(&below), format, false)));
+            ops.push(Op::Sync { path: file });
+        }
+        ops
     }
 
     /// What makes the layer `0` of the parts of a chain. Each names the next one first.

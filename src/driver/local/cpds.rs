@@ -100,7 +100,7 @@ struct Source {
 
 fn source(cx: &Cx<'_>, disk: &Disk, snapshot: Option<u32>, raw: bool) -> Result<Source> {
     let host = &disk.place.host;
-    let style = if raw { Style::Copies } else { Style::Layers(Manner::Bare) };
+    let style = if raw { Style::Copies } else { Style::Layers(Manner::Relative) };
     let query = Query { names: Names::own(disk.path.clone()), style, raw, images: Vec::new() };
     let mut ask = |ops| cx.query(host, ops).map_err(anyhow::Error::from);
     let reading = chains::read(&query, &mut ask)?;

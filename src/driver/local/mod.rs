@@ -18,7 +18,7 @@ mod snapshot;
 
 use anyhow::Result;
 
-use super::common::{context, delete, migrate as common, migrate_host, monitor_ds, mv_host, resize, volatile};
+use super::common::{delete, migrate, migrate_host, monitor_ds, mv_host, resize, volatile_host};
 use super::{Driver, Entry, Reply, Serve, TmRequest};
 use crate::action::Kind;
 use crate::context::Cx;
@@ -38,20 +38,21 @@ pub static DRIVER: Driver = Driver {
         own("snap_create_live", snapshot::create_live),
         own("snap_revert", snapshot::revert),
         own("snap_delete", snapshot::delete),
-        own("context", context::context),
-        own("mkimage", volatile::mkimage),
-        own("mkswap", volatile::mkswap),
+        own("context", volatile_host::context),
+        own("mkimage", volatile_host::mkimage),
+        own("mkswap", volatile_host::mkswap),
         own("delete", delete::delete),
         own("resize", resize::resize),
         own("premigrate", migrate_host::premigrate),
         own("postmigrate", migrate_host::postmigrate),
-        own("failmigrate", common::failmigrate),
+        own("failmigrate", migrate::failmigrate),
         // Not called for storage that is not shared.
         Entry { name: "monitor", serve: Serve::Fixed("") },
         own("monitor_ds", monitor_ds::monitor_ds),
     ],
     left: &["prebackup", "prebackup_live", "postbackup", "postbackup_live", "restore"],
-    // Until clones, snapshots, saving and bringing back are served.
+    // Until snapshots of running LXC containers were seen in a lab, and the conformance cases were judged on upstream's
+    // scripts, which ask oned in a way that the kit does not answer yet.
     complete: false,
 };
 

@@ -58,8 +58,8 @@ struct Trip<'d> {
     folder: Folder,
     /// Files of `disk.N.snap` that come along, by name.
     layers: Vec<OsString>,
-    /// Layers that name the one below otherwise than by its bare number: layer, the one below, and the format of that.
-    renamed: Vec<(OsString, OsString, &'static str)>,
+    /// Layers that stand on another one: layer, the name of that for the image, and its format.
+    stands: Vec<(OsString, PathBuf, &'static str)>,
     /// The layer that the disk is, where it is one.
     active: Option<OsString>,
     /// Whether the image has snapshots now.
@@ -117,7 +117,7 @@ impl<'d> Trip<'d> {
         }
         let folder = Folder::of(&to, &files.base, staging)?;
         let had_layers = had.stat().is_some();
-        let mut trip = Self { disk, to, files, folder, layers, renamed: Vec::new(), active, had_layers };
+        let mut trip = Self { disk, to, files, folder, layers, stands: Vec::new(), active, had_layers };
         if format == Some("raw") {
             if trip.active.is_some() {
                 bail!("{} is a link, and oned says raw", disk.path.display());
@@ -159,15 +159,19 @@ impl<'d> Trip<'d> {
                 bail!("{} is a file that stands on {}, which no image may", one.path.display(), backing.display());
             }
             let name = |path: &Path| path.file_name().unwrap_or_default().to_owned();
-            if backing.as_os_str() != name(&below.path) {
-                self.renamed.push((name(&one.path), name(&below.path), data_format(below.format)));
-            }
+            let by = Path::new(&self.own_name()).join(name(&below.path));
+            self.stands.push((name(&one.path), by, data_format(below.format)));
         }
         Ok(())
     }
 
+    /// The name of the image's folder of layers, and of the link in it by which they name each other.
+    fn own_name(&self) -> OsString {
+        self.files.snapshots().file_name().unwrap_or_default().to_owned()
+    }
+
     fn staged_layers(&self) -> PathBuf {
-        self.folder.staging(self.files.snapshots().file_name().unwrap_or_default())
+        self.folder.staging(self.own_name())
     }
 
     fn staged_file(&self) -> PathBuf {
@@ -180,6 +184,9 @@ impl<'d> Trip<'d> {
         let mut ops = self.folder.prepare();
         if !self.layers.is_empty() {
             ops.push(Op::MakeDir { path: staged.clone() });
+        }
+        if self.active.is_some() {
+            ops.push(Op::Symlink { target: ".".into(), link: staged.join(self.own_name()) });
         }
         let remove = |path: PathBuf| Op::Remove { path, tree: true, must_exist: false };
         let undo = [remove(staged.clone()), remove(self.staged_file())].into_iter().chain(self.folder.leave());
@@ -196,13 +203,15 @@ impl<'d> Trip<'d> {
     fn put(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
         let (staged, snapshots) = (self.staged_layers(), self.files.snapshots());
         let remove = |path: PathBuf| Op::Remove { path, tree: true, must_exist: false };
-        let rebase = |(layer, below, format): &(OsString, OsString, &'static str)| {
+        let rebase = |(layer, below, format): &(OsString, PathBuf, &'static str)| {
             let file = staged.join(layer);
-            [Op::Run(qemu_img::rebase(&file, Some(Path::new(below)), format, false)), Op::Sync { path: file }]
+            [Op::Run(qemu_img::rebase(&file, Some(below), format, false)), Op::Sync { path: file }]
         };
-        let names: Vec<Op> = self.renamed.iter().flat_map(rebase).collect();
+        let names: Vec<Op> = self.stands.iter().flat_map(rebase).collect();
         if !names.is_empty() {
-            cx.apply(Step::new(&self.to, "Have the layers name each other by their numbers", names).or_say(failure))?;
+            cx.apply(
+                Step::new(&self.to, "Have the layers name each other as those of an image", names).or_say(failure),
+            )?;
         }
         let away = with_suffix(&staged, ".old");
         // First: a digest that outlives what it was made of makes a replica take old data for current.

@@ -12,7 +12,7 @@
 //! - `recovery_snapshot`: `recovery_snap_create_live`, on a hypervisor.
 //! - `export`: a file that holds all of a disk; `mvds`, `cpds`: back into the image, into a new one.
 //! - `snapshot`: `snap_create`, `snap_create_live`, `snap_revert`, `snap_delete`.
-//! - `delete`, `volatile`: the common actions and what is ours in them.
+//! - `delete`: the common action and what is ours in it.
 
 mod cache;
 mod clone;
@@ -27,11 +27,10 @@ mod recovery;
 mod recovery_snapshot;
 mod replica;
 mod snapshot;
-mod volatile;
 
 use anyhow::Result;
 
-use super::common::{migrate, migrate_host, monitor_ds, mv_host, resize};
+use super::common::{migrate, migrate_host, monitor_ds, mv_host, resize, volatile_host};
 use super::{Driver, Entry, Reply, Serve, TmRequest};
 use crate::action::Kind;
 use crate::context::Cx;
@@ -49,9 +48,9 @@ pub static DRIVER: Driver = Driver {
         own("mv", mv_host::mv),
         own("mvds", mvds::mvds),
         own("cpds", cpds::cpds),
-        own("context", volatile::context),
-        own("mkimage", volatile::mkimage),
-        own("mkswap", volatile::mkswap),
+        own("context", volatile_host::context),
+        own("mkimage", volatile_host::mkimage),
+        own("mkswap", volatile_host::mkswap),
         own("delete", delete::delete),
         own("resize", resize::resize),
         own("snap_create", snapshot::create),
