@@ -7,4 +7,5 @@ pub mod mkfs;
 pub mod mkisofs;
 pub mod mount;
 pub mod qemu_img;
+pub mod util_linux;
 pub mod virsh;

@@ -20,6 +20,7 @@ use crate::exec::step::Step;
 use crate::location::normalize;
 use crate::payload::Vm;
 use crate::tool::qemu_img::{self, Growth};
+use crate::tool::util_linux;
 
 /// `LCM_STATE` of a VM whose hypervisor resizes the disk.
 const DISK_RESIZE: u32 = 62;
@@ -93,10 +94,13 @@ pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
 
     // What is done.
     let growth = if wanted.sparse.is_no() { Growth::Allocate } else { Growth::Sparse };
-    let ops = [
-        Op::Lock { name: lock_of(id, &disk.name()), wait_seconds: 600 },
-        Op::Run(qemu_img::resize(&file, format, mib, growth)),
-    ];
+    let enlarge = match growth {
+        // A run was killed between giving the file its size and allocating it; qemu-img allocates what it adds only.
+        Growth::Allocate if target == bytes && format == "raw" => util_linux::allocate(&file, target),
+        Growth::Allocate if target == bytes => qemu_img::resize(&file, format, mib, Growth::Sparse),
+        growth => qemu_img::resize(&file, format, mib, growth),
+    };
+    let ops = [Op::Lock { name: lock_of(id, &disk.name()), wait_seconds: 600 }, Op::Run(enlarge)];
     cx.apply(Step::new(&place.host, format!("Enlarge it to {mib} MiB"), ops).or_say(failure))?;
     Ok(Reply::Nothing)
 }

@@ -72,6 +72,8 @@ pub fn delete(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let mut ops = vec![remove(layers.files.md5sum())];
     ops.push(Op::Remove { path: data.path.clone(), tree: false, must_exist: true });
     ops.extend(layers.moved_marker(target.id).map(remove));
+    // What oned was told to be gone must not come back with the power.
+    ops.extend([layers.files.snapshots(), layers.files.base.clone()].map(|path| Op::Sync { path }));
     let what = format!("Remove {}; this cannot be undone", data.path.display());
     cx.apply(Step::new(&target.place.host, what, ops).or_say(&failure).whole())?;
     Ok(Reply::Nothing)

@@ -80,8 +80,10 @@ impl<'d> Trip<'d> {
             Op::ReadLink { path: disk.path.clone() },
             Op::Tree { path: disk.snapshots(), depth: 1 },
         ];
-        let [stat, link, tree] = <[Value; 3]>::try_from(cx.query(host, questions)?)
-            .map_err(|_| anyhow::anyhow!("The host did not answer all questions"))?;
+        let mut answers = cx.query(host, questions.into_iter().chain(disk.dirs()))?;
+        disk.refuse_links(&answers.split_off(answers.len().min(3)))?;
+        let [stat, link, tree] =
+            <[Value; 3]>::try_from(answers).map_err(|_| anyhow::anyhow!("The host did not answer all questions"))?;
         let Some(stat) = stat.stat() else { bail!("{} does not exist on {}", disk.path.display(), host.name()) };
         let nodes = if let Value::Tree(nodes) = tree { nodes } else { Vec::new() };
         let layers: Vec<OsString> =

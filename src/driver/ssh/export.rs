@@ -47,7 +47,8 @@ impl Found {
             Op::Stat { path: path.to_owned(), follow: true },
             Op::Head { path: path.to_owned(), len: HEAD },
         ];
-        let answers = cx.query(host, questions)?;
+        let mut answers = cx.query(host, questions.into_iter().chain(disk.dirs()))?;
+        disk.refuse_links(&answers.split_off(answers.len().min(3)))?;
         let [link, stat, head] =
             <[Value; 3]>::try_from(answers).map_err(|_| anyhow::anyhow!("The host did not answer all questions"))?;
         let Some(stat) = stat.stat() else { bail!("{} does not exist on {}", path.display(), host.name()) };

@@ -95,8 +95,10 @@ impl Asked {
         };
         let replica =
             recovery::replica_of(cx, last.unwrap_or(disk.place.datastore)).with_context(|| failure.clone())?;
-        let link = cx.ask(&disk.place.host, Op::ReadLink { path: disk.path.clone() });
-        let is_layered = matches!(link.with_context(|| failure.clone())?, Value::Bytes(_));
+        let questions = disk.dirs().into_iter().chain([Op::ReadLink { path: disk.path.clone() }]);
+        let answers = cx.query(&disk.place.host, questions).with_context(|| failure.clone())?;
+        disk.refuse_links(&answers).with_context(|| failure.clone())?;
+        let is_layered = matches!(answers.last(), Some(Value::Bytes(_)));
         Ok(Self { disk, vm, path, failure, is_layered, replica })
     }
 
