@@ -13,6 +13,7 @@
 //! - [`judge`]: a file where it lies, before a program opens it.
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
 //! - [`live`]: storage operations on running domains.
+//! - [`loosen`]: names within disks that hold wherever their directory is.
 //! - [`snapshot`], [`running`]: snapshots of disks, and the domain that has a part in them.
 //! - [`trees`]: what becomes of a directory that is copied.
 //! - [`nfs`]: datastores that are mounted on demand, by a datastore for a moment.
@@ -34,6 +35,7 @@ pub mod journey;
 pub mod judge;
 pub mod layers;
 pub mod live;
+pub mod loosen;
 pub mod migrate;
 pub mod mv_host;
 pub mod nfs;

@@ -2,15 +2,18 @@
 //!
 //! Source: contract 02 §7. Two hosts may still see one storage, under one name or two: a file that one of them makes in the
 //! directory is looked for by the other, and what is one directory is neither copied nor removed. The files travel as
-//! [`super::journey`] has it; the old directory goes when the new one is known to be whole.
+//! [`super::journey`] has it, with names that hold at both places ([`super::loosen`]); the old directory goes when the new
+//! one is known to be whole.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::args::VmPlace;
+use super::disk::Target;
 use super::folder::Folder;
 use super::journey::{self, Journey, Load};
+use super::loosen::loosen;
 use super::trees::{DEPTH, difference, drop_old};
 use crate::context::Cx;
 use crate::driver::{Reply, TmRequest, misuse};
@@ -36,7 +39,8 @@ pub fn mv(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         cx.info(format!("Not moving files from {} in FT mode", from.host.name()));
         return Ok(Reply::Nothing);
     }
-    let trip = Trip::ask(cx, from, to).with_context(|| failure.clone())?;
+    Target::lock(cx, &from)?;
+    let mut trip = Trip::ask(cx, from, to).with_context(|| failure.clone())?;
 
     // What is decided.
     if trip.is_one_directory(cx).with_context(|| failure.clone())? {
@@ -46,6 +50,7 @@ pub fn mv(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
 
     // What is done.
     cx.info(format!("Moving {} to {}", trip.from.text, trip.to.text));
+    trip.loosen(cx).with_context(|| failure.clone())?;
     trip.copy(cx, &failure)?;
     trip.put(cx, &failure)?;
     trip.remove_old(cx).with_context(|| failure.clone())?;
@@ -103,6 +108,19 @@ impl Trip {
         let seen = cx.ask(&self.to.host, Op::Stat { path: self.to.dir.join(&name), follow: false })?;
         cx.apply(Step::new(&self.from.host, "Remove it", [remove]))?;
         Ok(seen.stat().is_some())
+    }
+
+    /// Makes names within the disks hold at both places. A link or a header that changes has another size.
+    fn loosen(&mut self, cx: &Cx<'_>) -> Result<()> {
+        if !loosen(cx, &self.from.host, &self.from.dir, &self.nodes)? || !cx.is_real() {
+            return Ok(());
+        }
+        let answer = cx.ask(&self.from.host, Op::Tree { path: self.from.dir.clone(), depth: DEPTH })?;
+        let Value::Tree(nodes) = answer else {
+            bail!("{} does not exist on {}", self.from.dir.display(), self.from.host.name())
+        };
+        self.nodes = nodes;
+        Ok(())
     }
 
     fn staged(&self) -> PathBuf {
