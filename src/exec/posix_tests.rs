@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::exec::cmd::{Limits, Secret};
 use crate::exec::control::Control;
+use crate::exec::interpret::Io;
 use crate::exec::process::{Finished, ProcessIo, Spawn, Stdin, run as run_process};
 
 /// What a login shell does with the remote command: `<shell> -c <command>`.
@@ -167,7 +168,8 @@ fn a_time_limit_is_told_from_other_deaths() {
         let script = Script::from(Op::Run(cmd));
         let done = deliver("dash", first_line(&render(&script)), b"").expect_err("fails");
         let there = failure(&script, Some(1), done.stderr.as_bytes()).to_string();
-        let here = crate::exec::interpret::run(&script, Io::default(), &Programs::default(), &control());
+        let control = Control::only_within(Duration::from_secs(120));
+        let here = crate::exec::interpret::run(&script, Io::default(), &Programs::default(), &control);
         let here = here.expect_err("fails").to_string();
         assert!(there.ends_with(end), "{there}");
         assert!(here.contains(" seconds, its limit,") == there.contains(" seconds, its limit,"), "{here}");
