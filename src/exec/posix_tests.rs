@@ -162,8 +162,8 @@ fn a_time_limit_is_told_from_other_deaths() {
     let limits = Limits { wall_seconds: Some(1), ..Limits::default() };
     let sh = |text: &str| Cmd::new("sh").args(["-c", text]).limits(limits);
     for (cmd, end) in [
-        (sh("sleep 20"), " ran for more than 1 seconds, its limit, and was killed"),
-        (sh("kill -9 $$"), " failed with exit status 137"),
+        (sh("exec sleep 20"), " ran for more than 1 seconds, its limit, and was killed"),
+        (sh("kill -9 $$"), " failed with exit status 137: Killed"),
     ] {
         let script = Script::from(Op::Run(cmd));
         let done = deliver("dash", first_line(&render(&script)), b"").expect_err("fails");

@@ -353,7 +353,7 @@ impl ProcessError {
     #[must_use]
     pub fn within_limits_of(mut self, cmd: &Cmd) -> Self {
         let killed = matches!(self.kind, ProcessErrorKind::Status(137) | ProcessErrorKind::Signal(9));
-        let said = || self.stderr.lines().any(|line| line.starts_with("timeout: sending signal KILL"));
+        let said = || self.stderr.lines().any(|line| line.contains("timeout: sending signal KILL to command"));
         if let Some(seconds) = cmd.limits.wall_seconds
             && killed
             && said()
