@@ -13,7 +13,7 @@ use anyhow::Result;
 use crate::exec::control::Control;
 use crate::exec::host::{Host, ScriptError};
 use crate::exec::interpret::Io;
-use crate::exec::lock::{LockDir, NamedLock};
+use crate::exec::lock::{LockDir, LockError, NamedLock};
 use crate::exec::op::{Op, Script, Value};
 use crate::exec::step::{Executor, Step};
 use crate::location::Layout;
@@ -49,7 +49,7 @@ pub struct Cx<'a> {
     connect: &'a dyn Fn() -> Box<dyn Oned>,
     oned: OnceCell<Box<dyn Oned>>,
     name: &'a dyn Fn(u32) -> String,
-    locks: RefCell<Vec<NamedLock>>,
+    locks: RefCell<Vec<(String, NamedLock)>>,
 }
 
 /// How long an action waits for another one on the same object.
@@ -147,17 +147,29 @@ impl<'a> Cx<'a> {
         self.executor.apply(step)
     }
 
-    /// Takes a named lock of this machine until the action ends; in `explain` takes none.
+    /// Takes a named lock of this machine until the action ends, if it has not taken it already; in `explain` takes none.
     ///
     /// # Errors
     /// Another action held it for ten minutes, or the lock file cannot be made.
     pub fn lock(&self, name: &str) -> Result<()> {
-        if self.is_real() {
-            let locks = LockDir::from_env().owned_like(&self.layout.var);
-            let lock = locks.take(name, LOCK_WAIT, &self.control)?;
-            self.locks.borrow_mut().push(lock);
+        if self.locks.borrow().iter().any(|(held, _)| held == name) {
+            return Ok(());
         }
+        let taken = self.hold(name, LOCK_WAIT)?;
+        self.locks.borrow_mut().extend(taken.map(|lock| (name.to_owned(), lock)));
         Ok(())
+    }
+
+    /// Takes a named lock of this machine, waiting for at most `wait`, until what is given back is dropped; in `explain`
+    /// takes none.
+    ///
+    /// # Errors
+    /// Another action holds it, or the lock file cannot be made.
+    pub fn hold(&self, name: &str, wait: Duration) -> std::result::Result<Option<NamedLock>, LockError> {
+        if !self.is_real() {
+            return Ok(None);
+        }
+        LockDir::from_env().owned_like(&self.layout.var).take(name, wait, &self.control).map(Some)
     }
 
     /// Adds what takes a step back; see [`Executor::on_failure`].

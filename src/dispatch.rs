@@ -26,7 +26,7 @@ use crate::invocation::Invocation;
 use crate::location::Layout;
 use crate::oned::{self, Oned, OnedEnv};
 use crate::payload;
-use crate::report::{Level, Log, Misuse, exit_status};
+use crate::report::{Level, Log, Misuse, Said, exit_status};
 use crate::settings::Settings;
 
 /// Runs a call as oned makes it and answers on stdout and stderr.
@@ -36,6 +36,10 @@ pub fn run(call: &Invocation) -> ExitCode {
     match serve(call, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(Said(text)) = error.downcast_ref::<Said>() {
+                // The failure is what counts, also where nobody reads the text.
+                let _ = deliver(format!("{text}\n").as_bytes());
+            }
             log.fail(&error);
             ExitCode::from(exit_status(&error))
         }

@@ -25,6 +25,11 @@ pub const CANCELLED: u8 = 143;
 #[error("{0}")]
 pub struct Misuse(pub String);
 
+/// A failure whose text the caller looks for on standard output too: a monitoring probe that hands it on.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Said(pub String);
+
 /// The exit status for an error.
 #[must_use]
 pub fn exit_status(error: &anyhow::Error) -> u8 {

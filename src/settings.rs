@@ -46,6 +46,10 @@ impl Settings {
         // Of the hypervisor's own file only what storage needs: it sets much else.
         let mut values = read_conf(&etc.join("vmm/kvm/kvmrc"))?;
         values.retain(|name, _| HYPERVISOR.contains(&name.as_str()));
+        // Of a transfer manager's own file only what concerns replicas.
+        let mut own = read_conf(&etc.join("tm").join(mad).join(format!("{mad}rc")))?;
+        own.retain(|name, _| name.starts_with("REPLICA_"));
+        values.extend(own);
         for file in files {
             values.extend(read_conf(&file)?);
         }

@@ -51,7 +51,7 @@ struct Disk<'a> {
 
 /// Where a host sees what is at `path` here: differs where its datastores have another root.
 fn there(lab: &Lab, path: &Path) -> PathBuf {
-    lab.shared_on_hosts().join(path.strip_prefix(lab.shared()).expect("shared"))
+    path.strip_prefix(lab.shared()).map_or_else(|_| path.to_owned(), |below| lab.shared_on_hosts().join(below))
 }
 
 /// Hosts by ssh; counts the scripts.
@@ -452,7 +452,9 @@ fn live_actions_where_the_host_has_its_datastores_elsewhere() {
             domain.destroy();
             assert_eq!((disk.numbers(), disk.backing(3)), (vec![3], String::new()));
             assert!(lab.highest("host1", &path) >= last);
-            assert_eq!(scripts, [0; 8], "VM {id}");
+            // Of a live action each thing that is asked of the domain is a script, as it depends on the answer before.
+            let own = id == 7;
+            assert_eq!(scripts, if own { [7, 7, 7, 6, 3, 7, 6, 4] } else { [0; 8] }, "VM {id}");
         }
     });
 }

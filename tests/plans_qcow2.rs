@@ -3,207 +3,16 @@
 //! Hosts are this machine under other names; every script that reaches one is counted: a host is asked once and changed
 //! once. After a change: `INSTA_UPDATE=always cargo test --test plans_qcow2`, and read the difference.
 
-use std::cell::RefCell;
-use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::rc::Rc;
-use std::sync::{Arc, Mutex};
 
-use onestore::action::{Action, Kind};
-use onestore::context::{Cx, Hosts};
-use onestore::driver::{Driver, Reply, Request, Serve, TmRequest};
-use onestore::exec::control::{Cancel, Control};
-use onestore::exec::host::local::Local;
-use onestore::exec::host::{Host, ScriptError};
-use onestore::exec::interpret::Io;
-use onestore::exec::op::{Script, Value};
-use onestore::exec::process::Programs;
+#[path = "hosts/tm_cloud.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod tm_cloud;
 
-#[path = "hosts/calls.rs"]
-#[allow(dead_code)]
-mod calls;
-
-use calls::Calls;
-
-/// This machine under the name of a host; counts what reaches it.
-struct Named {
-    name: String,
-    local: Local,
-    runs: Arc<Mutex<Vec<String>>>,
-}
-
-impl Host for Named {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {
-        self.runs.lock().expect("counts").push(self.name.clone());
-        self.local.run(script, io, control)
-    }
-}
-
-struct ThisMachine {
-    runs: Arc<Mutex<Vec<String>>>,
-}
-
-impl Hosts for ThisMachine {
-    fn local(&self) -> Arc<dyn Host> {
-        Arc::new(Local::new(Programs::from_env()))
-    }
-
-    fn remote(&self, name: &str) -> anyhow::Result<Arc<dyn Host>> {
-        let (name, runs) = (name.to_owned(), Arc::clone(&self.runs));
-        Ok(Arc::new(Named { name, local: Local::new(Programs::from_env()), runs }))
-    }
-}
-
-/// A cloud with an image datastore (1), system datastores (103, 104) and one VM (7), in a temporary folder.
-struct Cloud {
-    root: tempfile::TempDir,
-    runs: Arc<Mutex<Vec<String>>>,
-    conf: Rc<RefCell<Vec<(&'static str, &'static str)>>>,
-}
-
-impl Cloud {
-    fn new() -> Self {
-        let root = tempfile::tempdir().expect("a temporary folder");
-        for folder in ["ds/1", "ds/103/7", "vms", "oned/vm", "oned/datastore", "remotes"] {
-            fs::create_dir_all(root.path().join(folder)).expect("a folder");
-        }
-        let cloud = Self { root, runs: Arc::default(), conf: Rc::default() };
-        cloud.vm("");
-        cloud.datastores("");
-        cloud
-    }
-
-    fn path(&self, below: &str) -> PathBuf {
-        self.root.path().join(below)
-    }
-
-    /// The VM: disk 0 a clone, 1 a larger clone that is allocated, 2 raw, 3 persistent, 4 persistent and raw, 5 volatile.
-    fn vm(&self, state: &str) {
-        let source = format!("{}//ds/1/abc", self.root.path().display());
-        let disk = |id: u32, more: &str| format!("<DISK><DISK_ID>{id}</DISK_ID><SOURCE>{source}</SOURCE>{more}</DISK>");
-        let disks = [
-            disk(0, "<FORMAT>qcow2</FORMAT><CLONE>YES</CLONE><SIZE>1</SIZE><ORIGINAL_SIZE>1</ORIGINAL_SIZE>"),
-            disk(
-                1,
-                "<FORMAT>qcow2</FORMAT><CLONE>YES</CLONE><SIZE>2</SIZE><ORIGINAL_SIZE>1</ORIGINAL_SIZE><SPARSE>no</SPARSE>\
-                 <QCOW2_STANDALONE>yes</QCOW2_STANDALONE>",
-            ),
-            disk(2, "<FORMAT>raw</FORMAT><CLONE>YES</CLONE><SIZE>2</SIZE><ORIGINAL_SIZE>1</ORIGINAL_SIZE>"),
-            disk(3, "<FORMAT>qcow2</FORMAT><CLONE>NO</CLONE>"),
-            disk(4, "<FORMAT>raw</FORMAT><CLONE>NO</CLONE>"),
-            "<DISK><DISK_ID>5</DISK_ID><FS>ext4</FS></DISK>".to_owned(),
-        ];
-        let history = "<HISTORY_RECORDS><HISTORY><DS_ID>104</DS_ID></HISTORY><HISTORY><DS_ID>103</DS_ID><VM_MAD>kvm</VM_MAD>\
-                       </HISTORY></HISTORY_RECORDS>";
-        let xml = format!("<VM><ID>7</ID>{state}<TEMPLATE>{}</TEMPLATE>{history}</VM>", disks.concat());
-        fs::write(self.path("oned/vm/7.xml"), xml).expect("the VM");
-    }
-
-    fn datastores(&self, image: &str) {
-        let mut pool = String::new();
-        for (id, template) in [(1, image), (103, ""), (104, "")] {
-            let xml = format!("<DATASTORE><ID>{id}</ID><TEMPLATE>{template}</TEMPLATE></DATASTORE>");
-            fs::write(self.path(&format!("oned/datastore/{id}.xml")), &xml).expect("a datastore");
-            pool += &xml;
-        }
-        let pool = format!("<DATASTORE_POOL>{pool}</DATASTORE_POOL>");
-        fs::write(self.path("oned/datastorepool.xml"), pool).expect("the datastores");
-    }
-
-    fn raw(&self, below: &str) -> PathBuf {
-        let path = self.path(below);
-        fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
-        fs::write(&path, vec![1; 1 << 20]).expect("a raw image");
-        path
-    }
-
-    fn qcow2(&self, below: &str, backing: Option<&str>) -> PathBuf {
-        let path = self.path(below);
-        fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
-        let mut cmd = Command::new("qemu-img");
-        cmd.args(["create", "-q", "-f", "qcow2"]);
-        if let Some(backing) = backing {
-            cmd.args(["-u", "-F", "qcow2", "-b"]).arg(backing);
-        }
-        assert!(cmd.arg(&path).arg("1M").status().expect("qemu-img").success());
-        path
-    }
-
-    /// A disk with one snapshot: `0` on the image, `1` on that.
-    fn layered(&self, disk: &str) {
-        let dir = format!("ds/103/7/{disk}.snap");
-        let image = self.path("ds/1/abc").display().to_string();
-        self.qcow2(&format!("{dir}/0"), Some(&image));
-        symlink(".", self.path(&format!("{dir}/{disk}.snap"))).expect("the self link");
-        self.qcow2(&format!("{dir}/1"), Some(&format!("{disk}.snap/0")));
-        symlink(format!("{disk}.snap/1"), self.path(&format!("ds/103/7/{disk}"))).expect("the disk");
-    }
-
-    fn args(&self, words: &[&str]) -> Vec<OsString> {
-        let root = self.root.path().display().to_string();
-        words.iter().map(|word| word.replace("{ds}", &format!("{root}//ds")).replace("{cloud}", &root).into()).collect()
-    }
-
-    /// Does an action, in the context of calls to this cloud.
-    fn serve(&self, cx: &Cx<'_>, action: &str, words: &[&str], stdin: &str) -> anyhow::Result<Reply> {
-        let driver = Driver::find(Kind::Tm, "qcow2").expect("qcow2");
-        let (name, system) = action.split_once('.').map_or((action, None), |(name, system)| (name, Some(system)));
-        match driver.entry(name, system).expect("the action").serve {
-            Serve::Tm(serve) => {
-                let action = Action::find(Kind::Tm, name).expect("the action").name;
-                let vm = (!stdin.is_empty()).then(|| stdin.to_owned());
-                serve(cx, &TmRequest { mad: "qcow2".to_owned(), action, args: self.args(words), vm })
-            }
-            Serve::Datastore(serve) => {
-                let xml = stdin.replace("{ds}", &self.path("ds").display().to_string());
-                let id = words[0].parse().expect("an id");
-                serve(cx, &Request { id, data: onestore::payload::parse(&xml).expect("a document") })
-            }
-            other => panic!("{action} is {other:?}"),
-        }
-    }
-
-    fn calls<T>(&self, body: impl FnOnce(&Calls<'_>) -> T) -> T {
-        body(&Calls {
-            mad: "qcow2",
-            remotes: self.path("remotes"),
-            datastores: Some(self.path("ds")),
-            oned: Some(self.path("oned")),
-            settings: &self.conf.borrow(),
-            hosts: &ThisMachine { runs: Arc::clone(&self.runs) },
-        })
-    }
-
-    /// What the action would do, in words without anything of this machine.
-    fn explain_with(&self, action: &str, words: &[&str], stdin: &str) -> String {
-        let call = format!("tm/qcow2/{action}");
-        self.calls(|calls| calls.explain(&call, self.root.path(), |cx| self.serve(cx, action, words, stdin)))
-    }
-
-    fn explain(&self, action: &str, words: &[&str]) -> String {
-        self.explain_with(action, words, "")
-    }
-
-    /// Does the action, and gives how many scripts each host ran.
-    fn scripts(&self, action: &str, words: &[&str]) -> usize {
-        self.reached(action, words, "").len()
-    }
-
-    /// Does the action, and gives the hosts that ran a script, in order.
-    fn reached(&self, action: &str, words: &[&str], stdin: &str) -> Vec<String> {
-        self.runs.lock().expect("counts").clear();
-        let control = Control::new(Cancel::new());
-        self.calls(|calls| calls.run(control, |cx| self.serve(cx, action, words, stdin))).expect(action);
-        self.runs.lock().expect("counts").clone()
-    }
-}
+use tm_cloud::Cloud;
 
 macro_rules! plan {
     ($name:expr, $text:expr) => {
@@ -221,7 +30,7 @@ fn on(disk: &str) -> String {
 
 #[test]
 fn clone() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     let plan = |disk: &str| cloud.explain("clone", &[SOURCE, &on(disk), "7", "1"]);
     plan!("clone_missing", plan("disk.0"));
     cloud.qcow2("ds/1/abc", None);
@@ -240,7 +49,7 @@ fn clone() {
 
 #[test]
 fn clone_from_a_datastore_that_is_mounted_on_demand() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     cloud.datastores(
         "<NFS_AUTO_ENABLE>yes</NFS_AUTO_ENABLE><NFS_AUTO_HOST>nas</NFS_AUTO_HOST><NFS_AUTO_PATH>/vol</NFS_AUTO_PATH>\
          <NFS_AUTO_OPTS>soft</NFS_AUTO_OPTS>",
@@ -250,7 +59,7 @@ fn clone_from_a_datastore_that_is_mounted_on_demand() {
 
 #[test]
 fn ln() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     cloud.raw("ds/1/abc");
     plan!("ln_raw", cloud.explain("ln", &[SOURCE, &on("disk.4"), "7", "1"]));
     cloud.qcow2("ds/1/abc", None);
@@ -270,7 +79,7 @@ fn ln() {
 
 #[test]
 fn moves() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     cloud.qcow2("ds/1/abc", None);
     cloud.layered("disk.0");
     let mv = |action: &str, from: &str, to: &str| cloud.explain(action, &[from, to, "7", "103"]);
@@ -287,7 +96,7 @@ fn moves() {
 
 #[test]
 fn cpds() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     cloud.qcow2("ds/1/abc", None);
     cloud.layered("disk.0");
     cloud.raw("ds/103/7/disk.2");
@@ -302,7 +111,7 @@ fn cpds() {
 
 #[test]
 fn disks_of_no_image() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     plan!("mkimage", cloud.explain("mkimage", &["16", "qcow2", &on("disk.5"), "7", "103"]));
     plan!("mkswap", cloud.explain("mkswap", &["16", &on("disk.5"), "7", "103"]));
     plan!("delete_disk", cloud.explain("delete", &[&on("disk.5"), "7", "103"]));
@@ -312,7 +121,7 @@ fn disks_of_no_image() {
 
 #[test]
 fn resize() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     cloud.qcow2("ds/1/abc", None);
     cloud.layered("disk.0");
     let plan = |mib: &str| cloud.explain("resize", &[&on("disk.0"), mib, "7", "1"]);
@@ -324,7 +133,7 @@ fn resize() {
 
 #[test]
 fn context() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     fs::write(cloud.path("vms/context.sh"), "A=1\n").expect("the script");
     let words = ["{cloud}/vms/context.sh", "{ds}/1/abc:'my", "script'", "https://h/x.tgz", "{cloud}/vms/token.txt"];
     let disk = on("disk.6");
@@ -334,7 +143,7 @@ fn context() {
 
 #[test]
 fn migrations() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     let vm =
         "<VM><ID>7</ID><TEMPLATE><DISK><TM_MAD>qcow2</TM_MAD></DISK><DISK><TM_MAD>ceph</TM_MAD></DISK></TEMPLATE></VM>";
     let plan = |action: &str| cloud.explain_with(action, &["node1", "node2", "{ds}/103/7", "7", "103"], vm);
@@ -350,7 +159,7 @@ fn migrations() {
 
 #[test]
 fn monitor() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     let stdin = "<DS_DRIVER_ACTION_DATA><DATASTORE><ID>105</ID></DATASTORE><DATASTORE_LOCATION>{ds}</DATASTORE_LOCATION>\
                  </DS_DRIVER_ACTION_DATA>";
     plan!("monitor_new", cloud.explain_with("monitor", &["105"], stdin));
@@ -374,7 +183,7 @@ fn migrations_and_monitoring_ask_each_host_once_and_change_it_once() {
     if !has_locks_of_its_own("migrations_and_monitoring_ask_each_host_once_and_change_it_once") {
         return;
     }
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     let vm = "<VM><ID>7</ID><TEMPLATE><DISK><TM_MAD>qcow2</TM_MAD></DISK></TEMPLATE></VM>";
     let migrate = |action: &str| cloud.reached(action, &["node1", "node2", "{ds}/103/7", "7", "103"], vm);
     let none: [&str; 0] = [];
@@ -403,7 +212,7 @@ fn a_host_is_asked_once_and_changed_once() {
     if !has_locks_of_its_own("a_host_is_asked_once_and_changed_once") {
         return;
     }
-    let cloud = Cloud::new();
+    let cloud = Cloud::new("qcow2");
     cloud.qcow2("ds/1/abc", None);
     fs::write(cloud.path("vms/context.sh"), "A=1\n").expect("the script");
     let (disk, persistent) = ("node1:{ds}/103/7/disk.0", "node1:{ds}/103/7/disk.3");
@@ -438,7 +247,7 @@ fn a_host_is_asked_once_and_changed_once() {
     let counted: Vec<_> = all.iter().map(|(action, words, _)| (*action, cloud.scripts(action, words))).collect();
     assert_eq!(counted, all.iter().map(|(action, _, scripts)| (*action, *scripts)).collect::<Vec<_>>());
     // However many layers there are.
-    let other = Cloud::new();
+    let other = Cloud::new("qcow2");
     other.qcow2("ds/1/abc", None);
     other.layered("disk.0");
     let snapshot = "<SNAPSHOT><ID>0</ID></SNAPSHOT>";

@@ -17,14 +17,17 @@ use crate::report::Misuse;
 mod common;
 pub mod dummy;
 pub mod fs;
+pub mod local;
 pub mod qcow2;
+pub mod ssh;
 
 #[cfg(any(test, fuzzing))]
 pub use common::fuzz::places;
 pub use common::{journey, live};
 
 /// Every storage family, in the order in which tables show them.
-pub static DRIVERS: &[&Driver] = &[&fs::DRIVER, &qcow2::DRIVER, &dummy::DATASTORE, &dummy::TM];
+pub static DRIVERS: &[&Driver] =
+    &[&fs::DRIVER, &qcow2::DRIVER, &local::DRIVER, &ssh::DRIVER, &dummy::DATASTORE, &dummy::TM];
 
 /// Programs that others call by their path beside the drivers: no action, no request.
 pub static PROGRAMS: &[Program] = &[Program {
@@ -172,6 +175,8 @@ pub enum Reply {
         /// The size.
         mib: u64,
     },
+    /// `monitor_ds`: one line for each VM.
+    Lines(Vec<String>),
     /// `monitor`: space in MiB.
     Usage(crate::exec::op::Space),
     /// `export`: what a marketplace needs to fetch the image.
@@ -196,6 +201,7 @@ impl std::fmt::Display for Reply {
             }
             Self::Created { source } | Self::Cloned { source, format: None } => writeln!(f, "{source}"),
             Self::Size { mib } => writeln!(f, "{mib}"),
+            Self::Lines(lines) => lines.iter().try_for_each(|line| writeln!(f, "{line}")),
             Self::Usage(space) => {
                 writeln!(f, "USED_MB={}\nFREE_MB={}\nTOTAL_MB={}", space.used_mib, space.free_mib, space.total_mib)
             }

@@ -85,7 +85,10 @@ impl OpError {
 
     /// A system call failed in `op`.
     pub(super) fn io(index: usize, op: &Op, error: &io::Error) -> Self {
-        let stopped = error.get_ref().and_then(|inner| inner.downcast_ref::<Stopped>()).copied();
+        // Also one that came while another host was read from.
+        let inner = error.get_ref().map(|inner| inner as &(dyn std::error::Error + 'static));
+        let stopped =
+            std::iter::successors(inner, |error| error.source()).find_map(|e| e.downcast_ref::<Stopped>()).copied();
         if let Some(stopped) = stopped {
             return Self::new(index, OpErrorKind::Stopped(stopped), format!("{}: {stopped}", cannot(op)));
         }

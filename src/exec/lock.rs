@@ -48,10 +48,10 @@ impl LockDir {
         self
     }
 
-    /// The file of a lock.
+    /// The file of a lock. A name that is an absolute path is the lock file of another program; its directory is there.
     #[must_use]
     pub fn file(&self, name: &str) -> PathBuf {
-        self.path.join(file_name(name))
+        if is_path(name) { PathBuf::from(name) } else { self.path.join(file_name(name)) }
     }
 
     /// Takes a lock, waiting for at most `wait`.
@@ -81,7 +81,9 @@ impl LockDir {
     /// Modes as under upstream's umask of 0027.
     fn open(&self, path: &Path) -> io::Result<File> {
         let made = [self.path.as_path(), path].map(|path| !path.exists());
-        DirBuilder::new().recursive(true).mode(0o750).create(&self.path)?;
+        if path.starts_with(&self.path) {
+            DirBuilder::new().recursive(true).mode(0o750).create(&self.path)?;
+        }
         let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
         if let Some(owner) = self.like.as_ref().filter(|_| rustix::process::geteuid().is_root())
             && let Ok(owner) = std::fs::metadata(owner)
@@ -97,6 +99,11 @@ impl LockDir {
 /// The file name of a lock: slashes become hyphens.
 pub(super) fn file_name(name: &str) -> String {
     name.replace('/', "-")
+}
+
+/// Whether the name of a lock is a file of its own.
+pub(super) fn is_path(name: &str) -> bool {
+    name.starts_with('/')
 }
 
 /// A lock that is held until this is dropped.

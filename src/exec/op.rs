@@ -243,7 +243,7 @@ pub enum Op {
     },
     /// Takes the named lock of [`super::lock`] until the script ends.
     Lock {
-        /// Name of the lock.
+        /// Name of the lock, or the lock file of another program as an absolute path.
         name: String,
         /// Seconds to wait for it.
         wait_seconds: u64,

@@ -363,12 +363,17 @@ fn move_file(from: &Path, to: &Path) -> String {
 }
 
 fn lock(name: &str, wait_seconds: u64, fd: usize) -> String {
+    let (file, make) = if super::lock::is_path(name) {
+        (quote(OsStr::new(name)), "")
+    } else {
+        let name = quote(OsStr::new(&super::lock::file_name(name)));
+        (format!("${{ONESTORE_LOCK_DIR:-/var/lock/one}}/{name}"), "mkdir -p -- \"${t%/*}\" && ")
+    };
     format!(
-        "t=${{ONESTORE_LOCK_DIR:-/var/lock/one}}/{name}\n\
-         (umask 0027; mkdir -p -- \"${{t%/*}}\" && : >>\"$t\") 2>/dev/null || os_die \"Could not create or open lock $t\"\n\
+        "t={file}\n\
+         (umask 0027; {make}: >>\"$t\") 2>/dev/null || os_die \"Could not create or open lock $t\"\n\
          exec {fd}>>\"$t\"\n\
          flock -w {wait_seconds} {fd} || os_die \"Could not acquire exclusive lock on $t\"",
-        name = quote(OsStr::new(&super::lock::file_name(name))),
     )
 }
 

@@ -98,7 +98,7 @@ pub fn image_vmdk(data: &[u8]) {
     let (at, end) = (at as usize, (at + len) as usize);
     let descriptor = &image[at.min(image.len())..end.min(image.len())];
     let text = String::from_utf8_lossy(descriptor.split(|byte| *byte == 0).next().unwrap_or_default()).to_lowercase();
-    let extents = text.lines().filter(|line| line.trim().starts_with("rw") && line.contains('"'));
+    let extents = text.lines().filter(|line| line.split_whitespace().next() == Some("rw"));
     assert!(extents.clone().count() <= 1 && extents.clone().all(|line| line.contains("sparse")), "{text}");
 }
 

@@ -1,4 +1,4 @@
-//! `cp`, `sync`, `chmod` where whole trees are meant (coreutils(1)); single files have operations of their own.
+//! `cp`, `sync`, `chmod`, `stat` (coreutils(1)), for what no operation of ours does.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -27,6 +27,12 @@ pub fn sync_file_system(path: &Path) -> Cmd {
 #[must_use]
 pub fn sync_all() -> Cmd {
     Cmd::new("sync")
+}
+
+/// `stat -c %Y`: when a file was last written to, in seconds since 1970.
+#[must_use]
+pub fn changed_at(path: &Path) -> Cmd {
+    Cmd::new("stat").args(["-c", "%Y", "--"]).arg(path)
 }
 
 /// `chmod`.

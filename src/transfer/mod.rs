@@ -30,7 +30,7 @@ pub mod proxy;
 pub mod rate;
 mod rbd;
 pub mod s3;
-mod sigv4;
+pub(crate) mod sigv4;
 pub mod size;
 mod ssh;
 pub mod unpack;

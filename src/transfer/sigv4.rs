@@ -107,7 +107,7 @@ pub(super) fn stamp(time: SystemTime) -> String {
 /// Year, month and day of a day since 1970, in the Gregorian calendar.
 ///
 /// Counts from 1 March of the year 0, so that the leap day is the last of a year, and by eras of 400 years.
-fn date(days: u64) -> (u64, u64, u64) {
+pub(crate) fn date(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;

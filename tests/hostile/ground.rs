@@ -64,7 +64,8 @@ impl Ground {
             let words = ["create", "-q", "-u", "-f", "qcow2", "-o", "cluster_size=4k", "-F", "qcow2", "-b", backing];
             qemu_img(&words, &[&path], &["1M"]);
         };
-        layer("0", "../../../1/abc");
+        // As a clone names it.
+        layer("0", &ground.text("ds/1/abc"));
         layer("1", "disk.0.snap/0");
         symlink(".", ground.path("seed/103/7/disk.0.snap/disk.0.snap")).expect("the self link");
         symlink("disk.0.snap/1", ground.path("seed/103/7/disk.0")).expect("the disk");

@@ -56,6 +56,30 @@ impl TmRequest {
         VmPlace::new(cx, self.arg(index), vm)
     }
 
+    /// The directory or file of the VM `vm` that an argument without a host names, on the machine that we run on.
+    ///
+    /// # Errors
+    /// It is something that is not the VM's.
+    pub fn place_here(&self, cx: &Cx<'_>, index: usize, vm: u32) -> Result<VmPlace> {
+        VmPlace::at(cx.here(), self.arg(index), self.text(index), vm)
+    }
+
+    /// The host that an argument `[HOST:]PATH` names; the machine that we run on where it names none, or that one.
+    ///
+    /// # Errors
+    /// It cannot be a host's name.
+    pub fn holder(&self, cx: &Cx<'_>, index: usize) -> Result<Arc<dyn Host>> {
+        let (host, _) = split(self.arg(index));
+        let me = rustix::system::uname();
+        match host {
+            Some(host) if host.as_bytes() != me.nodename().to_bytes() => {
+                let bad = || Misuse(format!("Bad host in {:?}", self.text(index)));
+                cx.host(host.to_str().ok_or_else(bad)?).map_err(|e| Misuse(format!("{e:#}")).into())
+            }
+            _ => Ok(cx.here()),
+        }
+    }
+
     /// The directory of the VM `vm` that an argument without a host names, on this host.
     ///
     /// # Errors
@@ -88,7 +112,7 @@ impl TmRequest {
 }
 
 /// Splits at the first colon.
-fn split(arg: &OsStr) -> (Option<&OsStr>, &OsStr) {
+pub(super) fn split(arg: &OsStr) -> (Option<&OsStr>, &OsStr) {
     let bytes = arg.as_bytes();
     match bytes.iter().position(|byte| *byte == b':') {
         Some(at) => (Some(OsStr::from_bytes(&bytes[..at])), OsStr::from_bytes(&bytes[at + 1..])),
@@ -103,18 +127,16 @@ fn clean(path: &OsStr) -> Option<PathBuf> {
     (path.is_absolute() && !up).then(|| normalize(path))
 }
 
-/// The parts of `HOST:<datastores>/<datastore>/<vm>[/disk.N]`.
-pub(super) struct Parts<'a> {
-    pub(super) host: &'a str,
+/// The parts of `<datastores>/<datastore>/<vm>[/disk.N]`.
+pub(super) struct Parts {
     pub(super) root: PathBuf,
     pub(super) datastore: u32,
     pub(super) dir: PathBuf,
     pub(super) name: Option<String>,
 }
 
-/// Takes an argument apart; `None` for what is no place of the VM.
-pub(super) fn parts(arg: &OsStr, vm: u32) -> Option<Parts<'_>> {
-    let (host, path) = split(arg);
+/// Takes a path apart; `None` for what is no place of the VM.
+pub(super) fn parts(path: &OsStr, vm: u32) -> Option<Parts> {
     let path = clean(path)?;
     let is_file = |name: &str| matches!(name, "kernel" | "initrd") || disk_number(name).is_some();
     let name = path.file_name().and_then(OsStr::to_str).filter(|name| is_file(name)).map(str::to_owned);
@@ -123,7 +145,7 @@ pub(super) fn parts(arg: &OsStr, vm: u32) -> Option<Parts<'_>> {
     let datastore = number(dir.parent()?)?;
     let root = dir.parent()?.parent().filter(|root| root.parent().is_some())?;
     let (root, dir) = (root.to_owned(), (number(dir) == Some(vm)).then(|| dir.to_owned())?);
-    Some(Parts { host: host?.to_str()?, root, datastore, dir, name })
+    Some(Parts { root, datastore, dir, name })
 }
 
 /// A directory of a VM in a system datastore, or something directly in it.
@@ -149,8 +171,15 @@ impl VmPlace {
     fn new(cx: &Cx<'_>, arg: &OsStr, vm: u32) -> Result<Self> {
         let text = arg.to_string_lossy().into_owned();
         let bad = || Misuse(format!("Bad place {text:?}: it has to be HOST:<datastores>/<datastore>/{vm}[/disk.N]"));
-        let Parts { host, root, datastore, dir, name } = parts(arg, vm).ok_or_else(bad)?;
-        let host = cx.host(host).map_err(|e| Misuse(format!("{e:#}")))?;
+        let (Some(host), path) = split(arg) else { bail!(bad()) };
+        let host = cx.host(host.to_str().ok_or_else(bad)?).map_err(|e| Misuse(format!("{e:#}")))?;
+        Self::at(host, path, text, vm)
+    }
+
+    /// What `path`, given as `text`, names on `host`.
+    fn at(host: Arc<dyn Host>, path: &OsStr, text: String, vm: u32) -> Result<Self> {
+        let bad = || Misuse(format!("Bad place {text:?}: it has to be HOST:<datastores>/<datastore>/{vm}[/disk.N]"));
+        let Parts { root, datastore, dir, name } = parts(path, vm).ok_or_else(bad)?;
         Ok(Self { host, text, root, datastore, vm, dir, name })
     }
 

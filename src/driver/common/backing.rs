@@ -104,9 +104,13 @@ pub fn without_self_links(path: &Path) -> PathBuf {
     out
 }
 
-/// A file with a number directly in this directory.
+/// Names of the layers of a disk of which recovery snapshots are taken (contract 02 §1).
+const RECOVERY: [&str; 3] = ["base", "base.1", "rs_tmp"];
+
+/// A file with a number, or with one of those names, directly in this directory.
 fn is_plain_layer(path: &Path, dir: &Path) -> bool {
-    path.parent() == Some(dir) && path.file_name().and_then(OsStr::to_str).and_then(plain_number).is_some()
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    path.parent() == Some(dir) && (plain_number(name).is_some() || RECOVERY.contains(&name))
 }
 
 /// `<root>/<datastore>/<image>` or a layer of it.

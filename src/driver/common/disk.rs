@@ -106,7 +106,7 @@ impl Target {
     }
 
     /// What puts built layers in place, with `active` as the one that is written to.
-    pub fn put_layers(&self, active: u32) -> Vec<Op> {
+    pub fn put_layers(&self, active: impl std::fmt::Display) -> Vec<Op> {
         let away = self.away();
         let mut ops = Vec::new();
         if self.has[2] {

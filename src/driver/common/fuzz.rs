@@ -22,8 +22,10 @@ pub fn places(data: &[u8]) {
     let (first, second) = halves(data, 0);
     let (first, second) = (OsStr::from_bytes(first), OsStr::from_bytes(second));
     for vm in [0, 7, 42, u32::MAX] {
-        let Some(args::Parts { host, root, datastore, dir, name }) = args::parts(first, vm) else { continue };
+        let (host, path) = args::split(first);
+        let host = host.and_then(OsStr::to_str).unwrap_or_default();
         assert!(HostName::new(host).is_err() || !host.starts_with('-'), "{host}");
+        let Some(args::Parts { root, datastore, dir, name }) = args::parts(path, vm) else { continue };
         assert!(root.is_absolute() && root.parent().is_some() && !goes_up(&dir), "{}", dir.display());
         assert_eq!(dir, root.join(datastore.to_string()).join(vm.to_string()));
         let named = name.is_none_or(|name| {

@@ -83,6 +83,7 @@ impl Image {
         match self.stat {
             Some(stat) if matches!(stat.kind, FileKind::File | FileKind::Block) => Ok(stat),
             Some(_) => bail!("{} is no file", self.files.image.display()),
+            None if host.name().is_empty() => bail!("{} does not exist", self.files.image.display()),
             None => bail!("{} does not exist on {}", self.files.image.display(), host.name()),
         }
     }

@@ -227,6 +227,29 @@ impl<'a> Live<'a> {
         self.job(target, what, job, (disk, top - 1, above), &kept)
     }
 
+    /// Has the domain merge its current file into the one below, and write to that again. The file stays, unused.
+    ///
+    /// A failure or our death ends the job: the domain goes on with its current file.
+    ///
+    /// # Errors
+    /// What libvirt says.
+    pub fn merge_current(&self, seen: &Seen, target: &str) -> Result<()> {
+        self.alone(target)?;
+        let disk = self.disk(seen, target)?;
+        let kept: Vec<Option<u32>> = disk.chain.iter().skip(1).map(|layer| layer.index).collect();
+        let ops = [
+            Op::Guard { cmd: self.virsh.job_abort(&self.name, target), only_on_failure: true },
+            Op::Run(self.virsh.commit_active(&self.name, target, self.index(disk, 1)?)),
+            self.dump(),
+        ];
+        let what = format!("Have {} merge the current file of {target} into the one below", self.name);
+        let values = self.cx.apply(Step::new(&self.host, what, ops))?;
+        if !self.cx.is_real() {
+            return Ok(());
+        }
+        self.expect(&values, target, |now| now.iter().map(|layer| layer.index).eq(kept.iter().copied())).map(drop)
+    }
+
     /// Copies the disk as the guest sees it, without backing files, to the new file `to`, in `format` (`raw`, `qcow2`).
     /// Where libvirt cannot begin that, `otherwise` says how to copy the current file while the guest is frozen, or
     /// suspended. The copy is synced, and goes when the action fails.

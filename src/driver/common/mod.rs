@@ -14,8 +14,14 @@
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
 //! - [`live`]: storage operations on running domains.
 //! - [`loosen`]: names within disks that hold wherever their directory is.
+//! - [`monitor_ds`]: sizes of disks, told on a host.
+//! - [`sizes`]: what disks and snapshots occupy.
 //! - [`snapshot`], [`running`]: snapshots of disks, and the domain that has a part in them.
 //! - [`trees`]: what becomes of a directory that is copied.
+//! - [`migrate_host`]: live migration between hosts with storage of their own.
+//! - [`volatile_host`]: disks of no image, and context, on a host's own storage.
+//! - [`monitored`]: whether a host tells the sizes of disks.
+//! - [`one_directory`]: whether two hosts see one directory.
 //! - [`nfs`]: datastores that are mounted on demand, by a datastore for a moment.
 //! - [`nfs_host`]: the same by a host, for its VMs.
 
@@ -37,11 +43,17 @@ pub mod layers;
 pub mod live;
 pub mod loosen;
 pub mod migrate;
+pub mod migrate_host;
+pub mod monitor_ds;
+pub mod monitored;
 pub mod mv_host;
 pub mod nfs;
 pub mod nfs_host;
+pub mod one_directory;
 pub mod resize;
 pub mod running;
+pub mod sizes;
 pub mod snapshot;
 pub mod trees;
 pub mod volatile;
+pub mod volatile_host;

@@ -14,6 +14,7 @@ use super::disk::Target;
 use super::folder::Folder;
 use super::journey::{self, Journey, Load};
 use super::loosen::loosen;
+use super::one_directory::is_one;
 use super::trees::{DEPTH, difference, drop_old};
 use crate::context::Cx;
 use crate::driver::{Reply, TmRequest, misuse};
@@ -39,7 +40,7 @@ pub fn mv(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         cx.info(format!("Not moving files from {} in FT mode", from.host.name()));
         return Ok(Reply::Nothing);
     }
-    Target::lock(cx, &from)?;
+    Target::lock(cx, &to)?;
     let mut trip = Trip::ask(cx, from, to).with_context(|| failure.clone())?;
 
     // What is decided.
@@ -94,20 +95,12 @@ impl Trip {
         Ok(Self { old, nodes: nodes.clone(), is_there: new.stat().is_some(), folder, monitor, from, to })
     }
 
-    /// Whether the new name leads to the old directory. The name of the probe is new, so that no host remembers from before
-    /// that there is nothing.
+    /// Whether the new name leads to the old directory.
     fn is_one_directory(&self, cx: &Cx<'_>) -> Result<bool> {
         if !self.is_there {
             return Ok(false);
         }
-        let name = format!(".onestore-probe-{}", self.folder.owner().tag());
-        let remove = Op::Remove { path: self.from.dir.join(&name), tree: false, must_exist: false };
-        let make = [Op::Claim { path: self.from.dir.join(&name) }];
-        let what = "Make a file by which the other host can tell the directory";
-        cx.apply(Step::new(&self.from.host, what, make).undo([remove.clone()]))?;
-        let seen = cx.ask(&self.to.host, Op::Stat { path: self.to.dir.join(&name), follow: false })?;
-        cx.apply(Step::new(&self.from.host, "Remove it", [remove]))?;
-        Ok(seen.stat().is_some())
+        is_one(cx, (&self.from.host, &self.from.dir), (&self.to.host, &self.to.dir))
     }
 
     /// Makes names within the disks hold at both places. A link or a header that changes has another size.

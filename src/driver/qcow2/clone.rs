@@ -12,6 +12,7 @@ use crate::context::Cx;
 use crate::driver::common::args::VmPlace;
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::layers::{Layer, data_format};
+use crate::driver::common::monitored;
 use crate::driver::{Reply, TmRequest, misuse};
 use crate::exec::op::{Op, Sparse};
 use crate::payload::Disk as Record;
@@ -200,10 +201,9 @@ pub fn begin_layers(target: &Target) -> Vec<Op> {
 
 /// Whether the host tells the sizes of the VM's disks by itself: only where the system datastore is its own.
 pub fn monitoring(to: &VmPlace, layout: Layout, now: Option<&[u8]>) -> Option<Op> {
-    let path = to.datastore_dir().join(".monitor");
-    match (layout, now) {
-        (Layout::Shared, Some(_)) => Some(Op::Remove { path, tree: false, must_exist: false }),
-        (Layout::Shared, None) | (Layout::Host, Some(b"ssh\n")) => None,
-        (Layout::Host, _) => Some(Op::Write { path, content: crate::exec::cmd::Secret::new("ssh\n"), mode: 0o644 }),
+    let remove = || Op::Remove { path: to.datastore_dir().join(".monitor"), tree: false, must_exist: false };
+    match layout {
+        Layout::Shared => now.map(|_| remove()),
+        Layout::Host => monitored::by_host(&to.datastore_dir(), now),
     }
 }

@@ -102,15 +102,27 @@ fn names_host(field: &str, name: &str) -> bool {
     found
 }
 
-/// Matches `*` and `?`; letters of either case.
+/// Matches `*` and `?`; letters of either case. Goes back to the last star only, so that no pattern takes long.
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern.split_first(), name.split_first()) {
-        (None, rest) => rest.is_none(),
-        (Some((b'*', rest)), _) => (0..=name.len()).any(|skip| matches(rest, &name[skip..])),
-        (Some((b'?', rest)), Some((_, tail))) => matches(rest, tail),
-        (Some((a, rest)), Some((b, tail))) => a.eq_ignore_ascii_case(b) && matches(rest, tail),
-        (Some(_), None) => false,
+    let (mut p, mut n) = (0, 0);
+    let mut star = None;
+    while n < name.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p + 1, n));
+                p += 1;
+            }
+            Some(&byte) if byte == b'?' || byte.eq_ignore_ascii_case(&name[n]) => (p, n) = (p + 1, n + 1),
+            _ => match star {
+                Some((after, at)) => {
+                    star = Some((after, at + 1));
+                    (p, n) = (after, at + 1);
+                }
+                None => return false,
+            },
+        }
     }
+    pattern[p..].iter().all(|byte| *byte == b'*')
 }
 
 /// `salt|hash`: the hash is HMAC-SHA1 of the name under the salt.

@@ -60,6 +60,8 @@ impl Sandbox {
             let file = remotes.join("etc").join(name);
             fs::create_dir_all(file.parent().context("A configuration file without a directory")?)?;
             let mut file = fs::OpenOptions::new().append(true).create(true).open(file)?;
+            // Nothing else can be known before the sandbox stands.
+            let text = text.replace("{work}", &root.join("work").display().to_string());
             write!(file, "\n{text}\n")?;
         }
         library(tree, &root.join("one/lib"))?;
@@ -175,6 +177,8 @@ fn environment(root: &Path, tree: &Tree) -> Vec<(String, String)> {
         ("PWD", at("one/var")),
         ("TMPDIR", at("tmp")),
         ("SSH", at("bin/ssh")),
+        ("SSH_FWD", format!("{} -o ForwardAgent=yes -o ControlMaster=no -o ControlPath=none", at("bin/ssh"))),
+        ("RSYNC_RSH", at("bin/ssh")),
         ("ONESTORE_ONED", format!("dir:{}", at("oned"))),
         ("ONESTORE_LOCK_DIR", at("bin/locks")),
     ]

@@ -59,10 +59,12 @@ impl Sshd {
         let env = more.env.iter().fold(String::new(), |all, (name, value)| all + " " + name + "=" + value);
         let server = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\n\
-             UsePAM no\nSetEnv ONESTORE_LOCK_DIR={}{env}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
+             UsePAM no\nSetEnv ONESTORE_LOCK_DIR={} PATH={}{env}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
             name("host"),
             name("authorized"),
-            name("locks")
+            name("locks"),
+            // From one host to the next.
+            format_args!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", name("bin"))
         );
         let own = more.server.replace("{dir}", &dir.path().display().to_string());
         fs::write(at("sshd_config"), server + &own)?;
@@ -77,6 +79,8 @@ impl Sshd {
             more.client
         );
         fs::write(at("config"), client)?;
+        fs::create_dir_all(at("bin"))?;
+        wrappers(&at("bin"), &at("config"))?;
         // Wanted by the server whatever its configuration says.
         let _ = fs::create_dir_all("/run/sshd");
         // The server must not outlive a kit that was killed.
@@ -114,11 +118,7 @@ impl Sshd {
     /// Writes the wrapper `ssh` (and the same for `scp`) into this directory, and the configuration into `home`.
     pub fn install(&self, bin: &Path, home: &Path) -> Result<()> {
         let config = self.config();
-        for name in ["ssh", "scp"] {
-            let text = format!("#!/bin/sh\nexec /usr/bin/{name} -F '{}' \"$@\"\n", config.display());
-            fs::write(bin.join(name), text)?;
-            fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755))?;
-        }
+        wrappers(bin, &config)?;
         let dot = home.join(".ssh");
         fs::create_dir_all(&dot)?;
         fs::set_permissions(&dot, fs::Permissions::from_mode(0o700))?;
@@ -133,6 +133,16 @@ impl Drop for Sshd {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// `ssh` and `scp` with this configuration.
+fn wrappers(bin: &Path, config: &Path) -> Result<()> {
+    for name in ["ssh", "scp"] {
+        let text = format!("#!/bin/sh\nexec /usr/bin/{name} -F '{}' \"$@\"\n", config.display());
+        fs::write(bin.join(name), text)?;
+        fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 fn program() -> Result<PathBuf> {

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail};
 use super::super::world::tool;
 use super::disk::Event;
 
-/// Size of the disk: 64 MiB hold the images of every case.
-const SIZE: u64 = 64 << 20;
+/// Size of the disk: 128 MiB hold the images of every case, and what an import wants to see free.
+const SIZE: u64 = 128 << 20;
 
 /// Sectors that a disk writes whole, or not at all.
 const SECTOR: usize = 4096;
