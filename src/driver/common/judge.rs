@@ -8,16 +8,17 @@ use anyhow::Result;
 use crate::context::Cx;
 use crate::exec::host::Host;
 use crate::exec::op::{Op, READ_LIMIT, Value};
-use crate::image::{self, Fetched, Inspection, Prefix};
+use crate::image::{self, Fetched, Format, Inspection, Prefix};
 
 /// Inspects the file `path` of `host`, header and trailer, in as many questions as its format needs.
 ///
 /// # Errors
 /// The host's answer when the file cannot be read.
 pub fn inspect(cx: &Cx<'_>, host: &Arc<dyn Host>, path: &Path, size: Option<u64>, head: &[u8]) -> Result<Inspection> {
-    // What is at hand mostly suffices; a header is looked for in more bytes than it has.
+    // What is at hand mostly suffices; a header is looked for in more bytes than it has. What has no header may have a
+    // trailer, or a header further on: it is raw only when all of it was looked at.
     let seen = image::inspect(&mut Prefix::new(head, size))?;
-    if seen.needs.is_none() {
+    if seen.needs.is_none() && seen.format != Format::Raw {
         return Ok(seen);
     }
     let fetch = |offset, len: u64| {
