@@ -334,7 +334,7 @@ pub enum ProcessErrorKind {
     Status(i32),
     /// It was ended by this signal, which was not ours.
     Signal(i32),
-    /// It ran for longer than these seconds: [`Limits::wall_seconds`](super::cmd::Limits).
+    /// It ran for longer than these seconds: [`Limits::wall_seconds`].
     OverTime(u64),
     /// We ended it.
     Stopped(Stopped),
