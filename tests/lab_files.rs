@@ -115,7 +115,8 @@ fn a_full_file_system_changes_nothing() {
         (cloud.content(&cloud.path("ds/103/7/disk.0")), raw)
     };
     let content = contents();
-    let actions: [(&str, &[&str]); 6] = [
+    let actions: [(&str, &[&str]); 7] = [
+        ("snap_create", &[DISK, "2", "7", "1"]),
         ("clone", &["fe:{ds}/1/abc", "node1:{ds}/103/7/disk.1", "7", "1"]),
         ("snap_create", &[RAW, "1", "7", "1"]),
         ("snap_revert", &[RAW, "0", "7", "1"]),

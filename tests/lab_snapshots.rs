@@ -8,11 +8,17 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 use onestore::action::{Action, Kind as Called};
+use onestore::context::Hosts;
 use onestore::driver::{Driver, Serve, TmRequest};
 use onestore::exec::control::{Cancel, Control};
+use onestore::exec::host::{Host, ScriptError};
+use onestore::exec::interpret::Io;
+use onestore::exec::op::{Script, Value};
 use onestore::report::one_line;
 
 #[path = "hosts/by_ssh.rs"]
@@ -39,6 +45,39 @@ struct Disk<'a> {
     folder: PathBuf,
     /// What the guest had written, by snapshot.
     moments: BTreeMap<u32, u32>,
+    /// Scripts that the last action had the host run.
+    scripts: Arc<AtomicUsize>,
+}
+
+/// Where a host sees what is at `path` here: differs where its datastores have another root.
+fn there(lab: &Lab, path: &Path) -> PathBuf {
+    path.strip_prefix(lab.shared()).map_or_else(|_| path.to_owned(), |below| lab.shared_on_hosts().join(below))
+}
+
+/// Hosts by ssh; counts the scripts.
+struct Counting(Arc<AtomicUsize>);
+
+struct Counted(Arc<dyn Host>, Arc<AtomicUsize>);
+
+impl Hosts for Counting {
+    fn local(&self) -> Arc<dyn Host> {
+        BySsh.local()
+    }
+
+    fn remote(&self, name: &str) -> Result<Arc<dyn Host>> {
+        Ok(Arc::new(Counted(BySsh.remote(name)?, Arc::clone(&self.0))))
+    }
+}
+
+impl Host for Counted {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.run(script, io, control)
+    }
 }
 
 /// `LCM_STATE` of a snapshot that is deleted while the VM runs, of a disk that is saved meanwhile, and of a VM that is off.
@@ -55,7 +94,15 @@ impl<'a> Disk<'a> {
         writer::plant(&folder.join("0"), "qcow2");
         symlink(".", folder.join("disk.0.snap")).expect("links");
         symlink("disk.0.snap/0", vm.join("disk.0")).expect("links");
-        Self { lab, id, domain: domain.to_owned(), path: vm.join("disk.0"), folder, moments: BTreeMap::new() }
+        Self {
+            lab,
+            id,
+            domain: domain.to_owned(),
+            path: vm.join("disk.0"),
+            folder,
+            moments: BTreeMap::new(),
+            scripts: Arc::default(),
+        }
     }
 
     /// A persistent image, used in place.
@@ -66,9 +113,17 @@ impl<'a> Disk<'a> {
         fs::create_dir_all(&folder).expect("makes");
         writer::plant(&image, "qcow2");
         symlink(".", folder.join("abc.snap")).expect("links");
-        symlink(&image, folder.join("0")).expect("links");
-        symlink(folder.join("0"), vm.join("disk.0")).expect("links");
-        Self { lab, id, domain: domain.to_owned(), path: vm.join("disk.0"), folder, moments: BTreeMap::new() }
+        symlink(there(lab, &image), folder.join("0")).expect("links");
+        symlink(there(lab, &folder.join("0")), vm.join("disk.0")).expect("links");
+        Self {
+            lab,
+            id,
+            domain: domain.to_owned(),
+            path: vm.join("disk.0"),
+            folder,
+            moments: BTreeMap::new(),
+            scripts: Arc::default(),
+        }
     }
 
     /// `tm/qcow2/<action> host1:…/disk.0 <k> <vm> 1`.
@@ -92,7 +147,7 @@ impl<'a> Disk<'a> {
         fs::write(oned.join(format!("vm/{}.xml", self.id)), vm).expect("writes");
         let entry = Driver::find(Called::Tm, "qcow2").and_then(|driver| driver.entry(action, None)).expect("served");
         let Serve::Tm(serve) = entry.serve else { panic!("{action} is not the driver's own") };
-        let disk = format!("host1:{}", self.path.display());
+        let disk = format!("host1:{}", there(self.lab, &self.path).display());
         let words = words.iter().cloned();
         let args =
             [disk].into_iter().chain(words).chain([self.id.to_string(), "1".to_owned()]).map(Into::into).collect();
@@ -104,8 +159,9 @@ impl<'a> Disk<'a> {
             datastores: None,
             oned: Some(oned),
             settings: &[("VIRSH_RETRIES", "1")],
-            hosts: &BySsh,
+            hosts: &Counting(Arc::clone(&self.scripts)),
         };
+        self.scripts.store(0, Ordering::Relaxed);
         calls.run(Control::new(Cancel::new()), |cx| serve(cx, &request)).map(drop)
     }
 
@@ -119,7 +175,7 @@ impl<'a> Disk<'a> {
     #[track_caller]
     fn snapshot(&mut self, k: u32) {
         self.must("snap_create_live", k, OFF);
-        let file = self.file(k);
+        let file = there(self.lab, &self.file(k));
         self.moments.insert(k, self.lab.highest("host1", &file));
         self.check();
     }
@@ -135,7 +191,7 @@ impl<'a> Disk<'a> {
     #[track_caller]
     fn check(&self) {
         for (k, moment) in &self.moments {
-            assert_eq!(self.lab.highest("host1", &self.file(*k)), *moment, "snapshot {k}");
+            assert_eq!(self.lab.highest("host1", &there(self.lab, &self.file(*k))), *moment, "snapshot {k}");
         }
         let names: Vec<String> = fs::read_dir(&self.folder)
             .expect("a folder")
@@ -359,5 +415,77 @@ fn a_disk_is_saved_under_a_writing_guest() {
         let left: Vec<_> = fs::read_dir(&images).expect("a folder").map(|e| e.expect("an entry").file_name()).collect();
         assert_eq!(left, ["saved"]);
         disk.check();
+    });
+}
+
+/// Where front-end and host see the datastores in different places, the names in files are the host's; and what an action
+/// costs in scripts is the same.
+#[test]
+#[ignore = "needs root, libvirt, QEMU"]
+fn live_actions_where_the_host_has_its_datastores_elsewhere() {
+    lab(Layout { host_root: Some("/var/lib/elsewhere/datastores"), ..Layout::default() }, |lab| {
+        for (id, mut disk) in [(7, Disk::own(lab, 7, "one-7")), (8, Disk::persistent(lab, 8, "one-8"))] {
+            let path = there(lab, &disk.path);
+            let domain = lab.run_domain("host1", id, &[(&path, "qcow2")], Kind::Transient);
+            disk.domain.clone_from(&domain.name);
+            let mut scripts = Vec::new();
+            for k in 0..3 {
+                domain.writes_on();
+                disk.snapshot(k);
+                scripts.push(disk.scripts.load(Ordering::Relaxed));
+            }
+            domain.writes_on();
+            let to = lab.shared().join(format!("1/saved{id}"));
+            for snapshot in ["-1", "1"] {
+                let done = disk.call("cpds", &[to.display().to_string(), snapshot.to_owned()], SAVES);
+                done.unwrap_or_else(|error| panic!("cpds {snapshot}: {}", one_line(&error)));
+                scripts.push(disk.scripts.load(Ordering::Relaxed));
+            }
+            assert_eq!(lab.highest("host1", &there(lab, &to)), disk.moments[&1]);
+            for k in [1, 0, 2] {
+                domain.writes_on();
+                disk.moments.remove(&k);
+                disk.must("snap_delete", k, LIVE);
+                scripts.push(disk.scripts.load(Ordering::Relaxed));
+            }
+            let last = domain.writes_on();
+            domain.destroy();
+            assert_eq!((disk.numbers(), disk.backing(3)), (vec![3], String::new()));
+            assert!(lab.highest("host1", &path) >= last);
+            // Of a live action each thing that is asked of the domain is a script, as it depends on the answer before.
+            assert_eq!(scripts, [7, 7, 7, 6, 3, 7, 6, 4], "VM {id}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs root, libvirt, QEMU"]
+fn a_snapshot_for_which_there_is_no_room_changes_nothing() {
+    lab(Layout::default(), |lab| {
+        let mut disk = Disk::own(lab, 12, "one-12");
+        let small = lab.small().join("0/12");
+        fs::create_dir_all(small.parent().expect("a folder")).expect("makes");
+        run(Command::new("cp").arg("-a").arg(disk.path.parent().expect("a folder")).arg(&small));
+        (disk.path, disk.folder) = (small.join("disk.0"), small.join("disk.0.snap"));
+        let domain = lab.run_domain("host1", 12, &[(&disk.path, "qcow2")], Kind::Transient);
+        disk.domain.clone_from(&domain.name);
+        domain.writes_on();
+        // The guest would get an error itself.
+        assert!(domain.virsh("suspend", &[]).status.success());
+        let fill = lab.small().join("fill");
+        let mut dd = Command::new("dd");
+        dd.args(["if=/dev/zero", "bs=4k", "status=none"]).arg(format!("of={}", fill.display()));
+        assert!(!dd.output().expect("dd").status.success(), "it is full now");
+        let before = (disk.numbers(), fs::read_link(&disk.path).expect("a link"));
+        let error = one_line(&disk.act("snap_create_live", 0, OFF).expect_err("no room"));
+        assert!(error.contains("No space left on device"), "{error}");
+        assert_eq!((disk.numbers(), fs::read_link(&disk.path).expect("a link")), before);
+        assert!(domain.source("hda").ends_with("disk.0"));
+        fs::remove_file(fill).expect("removes");
+        assert_eq!(domain.state(), "paused");
+        assert!(domain.virsh("resume", &[]).status.success());
+        disk.must("snap_create_live", 0, OFF);
+        domain.writes_on();
+        domain.destroy();
     });
 }

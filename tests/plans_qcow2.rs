@@ -165,14 +165,51 @@ fn monitor() {
     plan!("monitor_new", cloud.explain_with("monitor", &["105"], stdin));
 }
 
-#[test]
-fn a_host_is_asked_once_and_changed_once() {
-    // Actions take locks: in a folder of this test, which a process can only be told when it starts.
-    if std::env::var_os("ONESTORE_LOCK_DIR").is_none() {
+/// Whether this is the process that tests. Actions take locks: in a folder of the test, which a process can only be told
+/// when it starts.
+fn has_locks_of_its_own(test: &str) -> bool {
+    let has = std::env::var_os("ONESTORE_LOCK_DIR").is_some();
+    if !has {
         let locks = tempfile::tempdir().expect("a temporary folder");
         let mut again = Command::new(std::env::current_exe().expect("this test"));
-        again.args(["--exact", "a_host_is_asked_once_and_changed_once"]).env("ONESTORE_LOCK_DIR", locks.path());
+        again.args(["--exact", test]).env("ONESTORE_LOCK_DIR", locks.path());
         assert!(again.status().expect("runs").success());
+    }
+    has
+}
+
+#[test]
+fn migrations_and_monitoring_ask_each_host_once_and_change_it_once() {
+    if !has_locks_of_its_own("migrations_and_monitoring_ask_each_host_once_and_change_it_once") {
+        return;
+    }
+    let cloud = Cloud::new("qcow2");
+    let vm = "<VM><ID>7</ID><TEMPLATE><DISK><TM_MAD>qcow2</TM_MAD></DISK></TEMPLATE></VM>";
+    let migrate = |action: &str| cloud.reached(action, &["node1", "node2", "{ds}/103/7", "7", "103"], vm);
+    let none: [&str; 0] = [];
+    // The disks are where they were.
+    assert_eq!(migrate("premigrate"), none);
+    assert_eq!(migrate("failmigrate"), none);
+    // Where there is nothing to remove, and where there is.
+    assert_eq!(migrate("postmigrate"), ["node2", "node1"]);
+    fs::create_dir_all(cloud.path("ds/104/7")).expect("the old directory");
+    assert_eq!(migrate("postmigrate"), ["node2", "node1", "node1"]);
+    assert!(!cloud.path("ds/104/7").exists());
+    // The front-end looks itself; a bridge is asked whether the directory is there, and for the space and all disks.
+    let monitor = |bridges: &str| {
+        let stdin = format!(
+            "<DS_DRIVER_ACTION_DATA><DATASTORE><ID>103</ID><TEMPLATE>{bridges}</TEMPLATE></DATASTORE>\
+             <DATASTORE_LOCATION>{{ds}}</DATASTORE_LOCATION><MONITOR_VM_DISKS>1</MONITOR_VM_DISKS></DS_DRIVER_ACTION_DATA>"
+        );
+        cloud.reached("monitor", &["103"], &stdin)
+    };
+    assert_eq!(monitor(""), none);
+    assert_eq!(monitor("<BRIDGE_LIST>node1</BRIDGE_LIST>"), ["node1", "node1"]);
+}
+
+#[test]
+fn a_host_is_asked_once_and_changed_once() {
+    if !has_locks_of_its_own("a_host_is_asked_once_and_changed_once") {
         return;
     }
     let cloud = Cloud::new("qcow2");
@@ -216,6 +253,7 @@ fn a_host_is_asked_once_and_changed_once() {
     let snapshot = "<SNAPSHOT><ID>0</ID></SNAPSHOT>";
     other.vm(&format!("<SNAPSHOTS><DISK_ID>0</DISK_ID>{snapshot}</SNAPSHOTS>"));
     assert_eq!(other.scripts("resize", &[disk, "8", "7", "1"]), 2);
+    assert_eq!(other.scripts("cpds", &[disk, "{ds}/1/saved", "-1", "7", "1"]), 2);
     fs::rename(cloud.path("ds/103/7"), cloud.path("ds/104/7")).expect("renames");
     assert_eq!(cloud.scripts("delete", &["node1:{ds}/104/7", "7", "104"]), 1);
     assert!(!Path::new(&cloud.path("ds/104/7")).exists());

@@ -67,6 +67,40 @@ fn front_end_and_host_see_the_datastores_in_different_places() {
     assert_eq!(cloud.staged(), Vec::<String>::new());
 }
 
+/// `mv.ssh` from host to host, where the datastores are elsewhere on the front-end and upstream's delete has left absolute
+/// names: they hold at the new place, and after a move back.
+#[test]
+fn a_disk_that_goes_to_another_host_holds_whatever_its_layers_are_called() {
+    let cloud = Cloud::new();
+    cloud.layered("disk.0", 2);
+    let record = fs::read_to_string(cloud.path("oned/vm/7.xml")).expect("the VM");
+    let (here, there) = (cloud.path("ds").display().to_string(), "/var/lib/elsewhere//datastores");
+    fs::write(cloud.path("oned/vm/7.xml"), record.replace(&here, there)).expect("the VM");
+    let (old, new) = (cloud.path("ds/103/7"), cloud.path("ds/104/7"));
+    let content = cloud.content(&old.join("disk.0"));
+    for (layer, below) in [("2", "1"), ("1", "0")] {
+        let folder = old.join("disk.0.snap");
+        let rebase = ["rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b"];
+        qemu_img(&rebase, &[&folder.join(below), &folder.join(layer)]);
+    }
+    fs::remove_file(old.join("disk.0")).expect("removes");
+    std::os::unix::fs::symlink(old.join("disk.0.snap/2"), old.join("disk.0")).expect("links");
+
+    cloud.done("mv.ssh", &["node1:{ds}/103/7", "node2:{ds}/104/7", "7", "104"]);
+    assert!(!old.exists());
+    assert_eq!(fs::read_link(new.join("disk.0")).expect("a link"), Path::new("disk.0.snap/2"));
+    assert!(cloud.content(&new.join("disk.0")) == content);
+    for k in ["2", "3"] {
+        cloud.done("snap_create", &["node2:{ds}/104/7/disk.0", k, "7", "1"]);
+    }
+    cloud.done("mv.ssh", &["node2:{ds}/104/7", "node1:{ds}/103/7", "7", "103"]);
+    assert!(!new.exists() && cloud.content(&old.join("disk.0")) == content);
+    cloud.done("snap_delete", &["node1:{ds}/103/7/disk.0", "1", "7", "1"]);
+    assert!(cloud.content(&old.join("disk.0")) == content);
+    assert!(!Path::new("/var/lib/elsewhere").exists(), "nothing is made at the front-end's place");
+    assert_eq!(cloud.staged(), Vec::<String>::new());
+}
+
 /// A context's files, by name.
 fn inside(cloud: &Cloud, to: &str) -> PathBuf {
     let out = cloud.path(to);

@@ -120,6 +120,7 @@ impl OpError {
             ProcessErrorKind::Missing(_) => OpErrorKind::MissingProgram,
             ProcessErrorKind::Stopped(stopped) => OpErrorKind::Stopped(stopped),
             ProcessErrorKind::Status(status) => OpErrorKind::Program { status: Some(status), stderr: error.stderr },
+            ProcessErrorKind::OverTime(_) => OpErrorKind::Program { status: Some(137), stderr: error.stderr },
             ProcessErrorKind::Signal(_) => OpErrorKind::Program { status: None, stderr: error.stderr },
             _ => OpErrorKind::Other,
         };

@@ -81,7 +81,9 @@ impl Guard {
 
     /// The script has ended; waits until the guard has done its work.
     pub fn release(mut self, well: bool) -> Result<(), ProcessError> {
-        let error = |kind, stderr| Err(ProcessError { command: self.cmd.to_string(), kind, stderr });
+        let error = |kind, stderr| {
+            Err(ProcessError { command: self.cmd.to_string(), kind, stderr }.within_limits_of(&self.cmd))
+        };
         if let Some(mut pipe) = self.pipe.take()
             && well
         {

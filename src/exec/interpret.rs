@@ -125,7 +125,7 @@ fn run_program(
     if dropped {
         io.stdout = Stdout::Null;
     }
-    let done = process::run(&spawn, io, control)?;
+    let done = process::run(&spawn, io, control).map_err(|error| error.within_limits_of(cmd))?;
     Ok(if dropped { Value::Done } else { Value::Bytes(done.stdout) })
 }
 

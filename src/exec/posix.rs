@@ -617,7 +617,7 @@ fn program_failure(cmd: &Cmd, status: i32, stderr: String) -> ProcessError {
     } else {
         ProcessErrorKind::Status(status)
     };
-    ProcessError { command: cmd.to_string(), kind, stderr }
+    ProcessError { command: cmd.to_string(), kind, stderr }.within_limits_of(cmd)
 }
 
 fn no_shell(status: Option<i32>, text: &str) -> OpError {

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::exec::cmd::{Limits, Secret};
 use crate::exec::control::Control;
+use crate::exec::interpret::Io;
 use crate::exec::process::{Finished, ProcessIo, Spawn, Stdin, run as run_process};
 
 /// What a login shell does with the remote command: `<shell> -c <command>`.
@@ -154,4 +155,23 @@ fn a_program_with_a_time_limit_stays_in_the_group_of_its_script() {
     let answers = parse(&script, &done.stdout).expect("answers");
     // What ends the one when the connection breaks has to end the other.
     assert_eq!(answers[0].text(), answers[1].text());
+}
+
+#[test]
+fn a_time_limit_is_told_from_other_deaths() {
+    let limits = Limits { wall_seconds: Some(1), ..Limits::default() };
+    let sh = |text: &str| Cmd::new("sh").args(["-c", text]).limits(limits);
+    for (cmd, end) in [
+        (sh("exec sleep 20"), " ran for more than 1 seconds, its limit, and was killed"),
+        (sh("kill -9 $$"), " failed with exit status 137: Killed"),
+    ] {
+        let script = Script::from(Op::Run(cmd));
+        let done = deliver("dash", first_line(&render(&script)), b"").expect_err("fails");
+        let there = failure(&script, Some(1), done.stderr.as_bytes()).to_string();
+        let control = Control::only_within(Duration::from_secs(120));
+        let here = crate::exec::interpret::run(&script, Io::default(), &Programs::default(), &control);
+        let here = here.expect_err("fails").to_string();
+        assert!(there.ends_with(end), "{there}");
+        assert!(here.contains(" seconds, its limit,") == there.contains(" seconds, its limit,"), "{here}");
+    }
 }

@@ -195,7 +195,8 @@ fn limits_argv(limits: Limits) -> Vec<OsString> {
     }
     if let Some(seconds) = limits.wall_seconds {
         // In the group that it is started in: what ends a script whose connection is gone ends that group.
-        let words = ["timeout", "--foreground", "-s", "KILL"];
+        // Verbose: a program that somebody else kills has the same status.
+        let words = ["timeout", "-v", "--foreground", "-s", "KILL"];
         argv.extend(words.into_iter().map(Into::into).chain([format!("{seconds}s").into()]));
     }
     argv
@@ -333,6 +334,8 @@ pub enum ProcessErrorKind {
     Status(i32),
     /// It was ended by this signal, which was not ours.
     Signal(i32),
+    /// It ran for longer than these seconds: [`Limits::wall_seconds`].
+    OverTime(u64),
     /// We ended it.
     Stopped(Stopped),
     /// It wrote more than this many bytes.
@@ -344,6 +347,20 @@ pub enum ProcessErrorKind {
 impl ProcessError {
     fn new(command: String, kind: ProcessErrorKind) -> Self {
         Self { command, kind, stderr: String::new() }
+    }
+
+    /// The same with [`ProcessErrorKind::OverTime`], where `timeout(1)` says that it has killed the program.
+    #[must_use]
+    pub fn within_limits_of(mut self, cmd: &Cmd) -> Self {
+        let killed = matches!(self.kind, ProcessErrorKind::Status(137) | ProcessErrorKind::Signal(9));
+        let said = || self.stderr.lines().any(|line| line.contains("timeout: sending signal KILL to command"));
+        if let Some(seconds) = cmd.limits.wall_seconds
+            && killed
+            && said()
+        {
+            self.kind = ProcessErrorKind::OverTime(seconds);
+        }
+        self
     }
 }
 
@@ -357,6 +374,9 @@ impl fmt::Display for ProcessError {
             ProcessErrorKind::Io(_) => return write!(f, "Cannot pass data through {command}"),
             ProcessErrorKind::Status(status) => write!(f, "{command} failed with exit status {status}")?,
             ProcessErrorKind::Signal(signal) => write!(f, "{command} was ended by signal {signal}")?,
+            ProcessErrorKind::OverTime(seconds) => {
+                return write!(f, "{command} ran for more than {seconds} seconds, its limit, and was killed");
+            }
             ProcessErrorKind::Stopped(Stopped::Cancelled) => return write!(f, "{command} was cancelled by a signal"),
             ProcessErrorKind::Stopped(Stopped::Deadline) => {
                 return write!(f, "{command} took too long and was stopped");

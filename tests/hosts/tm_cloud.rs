@@ -204,10 +204,15 @@ impl Cloud {
 
     /// Does the action, and gives how many scripts each host ran.
     pub fn scripts(&self, action: &str, words: &[&str]) -> usize {
+        self.reached(action, words, "").len()
+    }
+
+    /// Does the action, and gives the hosts that ran a script, in order.
+    pub fn reached(&self, action: &str, words: &[&str], stdin: &str) -> Vec<String> {
         self.runs.lock().expect("counts").clear();
         let control = Control::new(Cancel::new());
-        self.calls(|calls| calls.run(control, |cx| self.serve(cx, action, words, ""))).expect(action);
-        self.runs.lock().expect("counts").len()
+        self.calls(|calls| calls.run(control, |cx| self.serve(cx, action, words, stdin))).expect(action);
+        self.runs.lock().expect("counts").clone()
     }
 }
 

@@ -361,9 +361,15 @@ impl<'a> Vm<'a> {
         self.lines.push(Line { operation, call, host: host.to_owned(), seconds, checked: String::new() });
     }
 
-    /// `tm/<mad>/<action>`: an action for a disk from an image, with the suffix of mixed mode.
+    /// `tm/<mad>/<action>`: for a disk from an image the transfer manager of that, with the suffix of mixed mode; for the
+    /// VM's directory and disks of no image that of the system datastore.
     fn tm(&mut self, action: &str, args: &[String], datastore: u32) {
-        let entry = format!("tm/{}/{action}", self.mad);
+        let mixed = !self.suffix.is_empty() && datastore == self.system;
+        let entry = match action.strip_suffix(self.suffix) {
+            _ if !mixed => format!("tm/{}/{action}", self.mad),
+            Some(plain) => format!("tm/ssh/{plain}"),
+            None => format!("tm/ssh/{action}"),
+        };
         let args: Vec<String> = args.iter().cloned().chain([ID.to_string(), datastore.to_string()]).collect();
         self.call(&entry, &args, None);
     }

@@ -327,7 +327,7 @@ impl Vm<'_> {
             (words, Some(BASE64.encode(vm.xml())))
         };
         let (words, stdin) = args(self);
-        self.call(&format!("tm/{}/premigrate", self.mad), &words, stdin);
+        self.call(&format!("tm/{}/premigrate", self.of_system()), &words, stdin);
         self.check();
         let (uri, migrate) = (format!("qemu+ssh://{to}/system"), format!("tcp://{to}"));
         self.hypervisor(&["migrate", "--live", "--unsafe", &format!("one-{ID}"), &uri, "--migrateuri", &migrate]);
@@ -335,8 +335,13 @@ impl Vm<'_> {
         self.history.push(to.to_owned());
         self.check();
         let (words, stdin) = args(self);
-        self.call(&format!("tm/{}/postmigrate", self.mad), &words, stdin);
+        self.call(&format!("tm/{}/postmigrate", self.of_system()), &words, stdin);
         self.check();
+    }
+
+    /// The transfer manager of the system datastore.
+    fn of_system(&self) -> &'static str {
+        if self.suffix.is_empty() { self.mad } else { "ssh" }
     }
 
     /// `mv` for each disk, then for the directory.

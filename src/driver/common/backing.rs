@@ -3,7 +3,7 @@
 //! A layer may stand on a layer beside it, on the image in the image datastore, or on a layer of that. Anything else is
 //! refused: the program would read a file of the host into the VM.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -17,9 +17,16 @@ use crate::context::Cx;
 use crate::exec::host::Host;
 use crate::exec::op::{Op, Value};
 use crate::location::normalize;
+use crate::payload::Vm;
 
 /// Most levels that are followed.
 const LEVELS: usize = 1024;
+
+/// Bytes of a layer's beginning that are asked for before it is known to be needed; a longer header costs a question more.
+pub const LAYER_HEAD: u64 = 8 << 10;
+
+/// Most layers that are asked for in that way.
+const MOST_LAYERS: usize = 32;
 
 /// Judges the file `top` of the disk and all that it stands on; gives `top`. `known` holds beginnings of files that were
 /// read before, so that they are not asked for again.
@@ -49,6 +56,17 @@ pub fn judged(cx: &Cx<'_>, disk: &Disk, top: &Path, known: &mut HashMap<PathBuf,
         }
     }
     first.ok_or_else(|| anyhow::anyhow!("{} has no layer", disk.place.text))
+}
+
+/// The files in `folder` that the disk consists of, as far as oned knows: they are asked for along with the disk, so that
+/// the host is not asked once for each level. One that is not there is no failure.
+pub fn likely(vm: &Vm, disk: u32, folder: &Path) -> Vec<PathBuf> {
+    let of_disk = vm.snapshots.iter().filter(|all| all.disk_id.get().ok().flatten() == Some(disk));
+    let ids: BTreeSet<u32> =
+        of_disk.flat_map(|all| &all.snapshots).filter_map(|one| one.id.get().ok().flatten()).collect();
+    // The VM writes to the file above its last snapshot.
+    let current = ids.last().map(|last| last.saturating_add(1));
+    ids.iter().rev().take(MOST_LAYERS).copied().chain(current).map(|id| folder.join(id.to_string())).collect()
 }
 
 fn one(cx: &Cx<'_>, host: &Arc<dyn Host>, path: &Path, known: &mut HashMap<PathBuf, Value>) -> Result<Layer> {

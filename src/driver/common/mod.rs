@@ -13,6 +13,7 @@
 //! - [`judge`]: a file where it lies, before a program opens it.
 //! - [`layers`]: the snapshot layers of an image as they lie on the disk.
 //! - [`live`]: storage operations on running domains.
+//! - [`loosen`]: names within disks that hold wherever their directory is.
 //! - [`monitor_ds`]: sizes of disks, told on a host.
 //! - [`sizes`]: what disks and snapshots occupy.
 //! - [`snapshot`], [`running`]: snapshots of disks, and the domain that has a part in them.
@@ -40,6 +41,7 @@ pub mod journey;
 pub mod judge;
 pub mod layers;
 pub mod live;
+pub mod loosen;
 pub mod migrate;
 pub mod migrate_host;
 pub mod monitor_ds;

@@ -2,7 +2,8 @@
 //!
 //! Source: contract 02 §7. Two hosts may still see one storage, under one name or two: a file that one of them makes in the
 //! directory is looked for by the other, and what is one directory is neither copied nor removed. The files travel as
-//! [`super::journey`] has it; the old directory goes when the new one is known to be whole.
+//! [`super::journey`] has it, with names that hold at both places ([`super::loosen`]); the old directory goes when the new
+//! one is known to be whole.
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use super::args::VmPlace;
 use super::disk::Target;
 use super::folder::Folder;
 use super::journey::{self, Journey, Load};
+use super::loosen::loosen;
 use super::one_directory::is_one;
 use super::trees::{DEPTH, difference, drop_old};
 use crate::context::Cx;
@@ -39,7 +41,7 @@ pub fn mv(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         return Ok(Reply::Nothing);
     }
     Target::lock(cx, &to)?;
-    let trip = Trip::ask(cx, from, to).with_context(|| failure.clone())?;
+    let mut trip = Trip::ask(cx, from, to).with_context(|| failure.clone())?;
 
     // What is decided.
     if trip.is_one_directory(cx).with_context(|| failure.clone())? {
@@ -49,6 +51,7 @@ pub fn mv(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
 
     // What is done.
     cx.info(format!("Moving {} to {}", trip.from.text, trip.to.text));
+    trip.loosen(cx).with_context(|| failure.clone())?;
     trip.copy(cx, &failure)?;
     trip.put(cx, &failure)?;
     trip.remove_old(cx).with_context(|| failure.clone())?;
@@ -98,6 +101,19 @@ impl Trip {
             return Ok(false);
         }
         is_one(cx, (&self.from.host, &self.from.dir), (&self.to.host, &self.to.dir))
+    }
+
+    /// Makes names within the disks hold at both places. A link or a header that changes has another size.
+    fn loosen(&mut self, cx: &Cx<'_>) -> Result<()> {
+        if !loosen(cx, &self.from.host, &self.from.dir, &self.nodes)? || !cx.is_real() {
+            return Ok(());
+        }
+        let answer = cx.ask(&self.from.host, Op::Tree { path: self.from.dir.clone(), depth: DEPTH })?;
+        let Value::Tree(nodes) = answer else {
+            bail!("{} does not exist on {}", self.from.dir.display(), self.from.host.name())
+        };
+        self.nodes = nodes;
+        Ok(())
     }
 
     fn staged(&self) -> PathBuf {

@@ -2,7 +2,7 @@
 //!
 //! Source: contract 02 §4.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use super::args::lock_of;
-use super::backing::{is_image, judged, without_self_links};
+use super::backing::{LAYER_HEAD, is_image, judged, likely, without_self_links};
 use super::disk::{Target, record};
 use super::layers::HEAD;
 use crate::context::Cx;
@@ -18,18 +18,11 @@ use crate::driver::{Reply, TmRequest, misuse};
 use crate::exec::op::{Op, Value};
 use crate::exec::step::Step;
 use crate::location::normalize;
-use crate::payload::Vm;
 use crate::tool::qemu_img::{self, Growth};
 use crate::tool::util_linux;
 
 /// `LCM_STATE` of a VM whose hypervisor resizes the disk.
 const DISK_RESIZE: u32 = 62;
-
-/// Bytes of a layer's beginning that are asked for before it is known to be needed; a longer header costs a question more.
-const LAYER_HEAD: u64 = 8 << 10;
-
-/// Most layers that are asked for in that way.
-const MOST_LAYERS: usize = 32;
 
 /// See the module.
 pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
@@ -103,17 +96,6 @@ pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     let ops = [Op::Lock { name: lock_of(id, &disk.name()), wait_seconds: 600 }, Op::Run(enlarge)];
     cx.apply(Step::new(&place.host, format!("Enlarge it to {mib} MiB"), ops).or_say(failure))?;
     Ok(Reply::Nothing)
-}
-
-/// The files in `folder` that the disk consists of, as far as oned knows: they are asked for along with the disk, so that
-/// the host is not asked once for each level. One that is not there is no failure.
-fn likely(vm: &Vm, disk: u32, folder: &Path) -> Vec<PathBuf> {
-    let of_disk = vm.snapshots.iter().filter(|all| all.disk_id.get().ok().flatten() == Some(disk));
-    let ids: BTreeSet<u32> =
-        of_disk.flat_map(|all| &all.snapshots).filter_map(|one| one.id.get().ok().flatten()).collect();
-    // The VM writes to the file above its last snapshot.
-    let current = ids.last().map(|last| last.saturating_add(1));
-    ids.iter().rev().take(MOST_LAYERS).copied().chain(current).map(|id| folder.join(id.to_string())).collect()
 }
 
 /// What a link at `path` leads to, one step.

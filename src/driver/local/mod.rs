@@ -1,7 +1,7 @@
 //! The `local` transfer manager: disks on the host's own storage, qcow2 ones with their chains.
 //!
 //! Source: contract 02 §1, §8, §11, minus its weak points (`docs/deviations.md`). What hosts of their own storage have in
-//! common with `ssh` (moves, migrations, sizes) is in [`super::common`].
+//! common with `ssh` (moves, migrations, sizes) is in `driver::common`.
 //!
 //! # Layout
 //!

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::context::Cx;
 use crate::driver::common::args::{Disk, lock_of, plain_number};
-use crate::driver::common::backing::{is_image, judged, without_self_links};
+use crate::driver::common::backing::{LAYER_HEAD, is_image, judged, likely, without_self_links};
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
 use crate::driver::common::layers::HEAD;
@@ -81,8 +81,15 @@ fn run(cx: &Cx<'_>, request: &TmRequest, layout: Layout) -> Result<Reply> {
         _ => disk.path.clone(),
     };
     // A disk usually stands on its image: what that is can be asked in the same breath.
-    let origin = wanted.source.get().and_then(|source| place.image(Path::new(source)).ok()).map(|files| files.image);
-    let ask = Ask { disk: &disk, base: &base, snapshot, image: &image, origin };
+    let origin = wanted.source.get().and_then(|source| place.image(Path::new(source)).ok());
+    let folder = match &origin {
+        Some(files) if layout == Layout::Shared && wanted.clone.is_no() => files.snapshots(),
+        _ => disk.snapshots(),
+    };
+    // So can its layers be, as far as oned knows them.
+    let layers = if format == Some("qcow2") { likely(&vm, disk.number, &folder) } else { Vec::new() };
+    let origin = origin.map(|files| files.image);
+    let ask = Ask { disk: &disk, base: &base, snapshot, image: &image, origin, layers };
     let mut files = ask.files(cx).with_context(|| failure.clone())?;
 
     // What is decided.
@@ -194,6 +201,8 @@ struct Ask<'a> {
     image: &'a ImageFiles,
     /// The image that the disk was made of.
     origin: Option<PathBuf>,
+    /// What the disk probably consists of.
+    layers: Vec<PathBuf>,
 }
 
 impl Ask<'_> {
@@ -213,11 +222,14 @@ impl Ask<'_> {
             Op::Stat { path: self.image.image.clone(), follow: true },
             Op::Head { path: origin.clone(), len: HEAD },
         ];
-        let mut answers = cx.query(host, questions.into_iter().chain(self.disk.dirs()))?;
+        let likely = self.layers.iter().map(|path| Op::Head { path: path.clone(), len: LAYER_HEAD });
+        let mut answers = cx.query(host, questions.into_iter().chain(self.disk.dirs()).chain(likely))?;
+        let known = answers.split_off(answers.len().min(10));
         self.disk.refuse_links(&answers.split_off(answers.len().min(8)))?;
         let [mut stat, link, head, current, deleting, staging, there, origin_head] =
             <[Value; 8]>::try_from(answers).map_err(|_| anyhow::anyhow!("The host did not answer all questions"))?;
-        let mut heads = HashMap::from([(origin, origin_head)]);
+        let mut heads: HashMap<PathBuf, Value> = self.layers.into_iter().zip(known).collect();
+        heads.insert(origin, origin_head);
         if let (Value::Bytes(_), Some(_)) = (&deleting, self.snapshot) {
             bail!("{} was being deleted when that was interrupted, it no longer holds the snapshot", source.display());
         }

@@ -4,25 +4,21 @@
 //! and never where both names lead to one directory. Names by which a disk's layers know each other are made relative
 //! before, so that they hold at both places whatever happens in between; upstream's scripts write absolute ones.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::chains::{self, Phase, Query, Staging};
 use crate::context::Cx;
-use crate::driver::common::args::{VmPlace, disk_number, plain_number};
+use crate::driver::common::args::VmPlace;
 use crate::driver::common::disk::Target;
 use crate::driver::common::folder::Folder;
-use crate::driver::common::layers::HEAD;
+use crate::driver::common::loosen::loosen;
 use crate::driver::common::trees::{DEPTH, difference, drop_old};
 use crate::driver::{Reply, TmRequest};
 use crate::exec::error::OpErrorKind;
 use crate::exec::host::ScriptError;
 use crate::exec::op::{FileKind, Node, Op, Value};
 use crate::exec::step::Step;
-use crate::image::chain::{Chain, Header, Manner, Names, Style};
-use crate::image::{Prefix, inspect};
 use crate::tool::coreutils;
 
 /// See the module.
@@ -60,7 +56,7 @@ pub fn mv(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
 
     // What is done.
     cx.info(format!("Moving {} to {}", from.text, to.text));
-    move_.loosen(cx).with_context(|| failure.clone())?;
+    loosen(cx, &to.host, &from.dir, &move_.nodes).with_context(|| failure.clone())?;
     match move_.rename(cx, &failure) {
         Err(error) if is_other_file_system(&error) => move_.copy(cx, &failure)?,
         result => result?,
@@ -87,12 +83,6 @@ struct Move {
     empty: bool,
     /// What is in the old directory, and in the directories in that.
     nodes: Vec<Node>,
-}
-
-/// Whether a backing name of `layer` is an absolute one that leads to a sibling, under whichever root.
-fn within_disk(backing: &Path, layer: &Path) -> bool {
-    let folder = |path: &Path| path.parent().and_then(Path::file_name).map(OsStr::to_owned);
-    backing.is_absolute() && folder(backing) == folder(layer)
 }
 
 impl Move {
@@ -131,60 +121,6 @@ impl Move {
             empty: new.stat().is_some(),
             nodes: if let Value::Tree(nodes) = tree { nodes.clone() } else { Vec::new() },
         })
-    }
-
-    /// Makes absolute names within the directory relative. One question where there are layers, more and a change only for
-    /// a disk that has such names.
-    fn loosen(&self, cx: &Cx<'_>) -> Result<()> {
-        let host = &self.folder.host;
-        let mut disks: Vec<(Names, bool)> = self.nodes.iter().filter_map(|node| self.layered(node)).collect();
-        let layers: Vec<PathBuf> = disks.iter().flat_map(|(names, _)| self.layers(names)).collect();
-        if layers.is_empty() {
-            return Ok(());
-        }
-        let heads = cx.query(host, layers.iter().map(|path| Op::Head { path: path.clone(), len: HEAD }))?;
-        for (layer, head) in layers.iter().zip(&heads) {
-            let Value::Bytes(head) = head else { continue };
-            let header = Header::from(&inspect(&mut Prefix::new(head, None))?);
-            let absolute = header.backing.is_some_and(|backing| within_disk(Path::new(&backing.name), layer));
-            for (_, wanted) in disks.iter_mut().filter(|(names, _)| layer.parent() == Some(&names.folder())) {
-                *wanted |= absolute;
-            }
-        }
-        for (names, _) in disks.into_iter().filter(|(_, wanted)| *wanted) {
-            let style = Style::Layers(Manner::Relative);
-            let query = Query { names, style, raw: false, images: Vec::new() };
-            let reading = chains::read(&query, &mut |ops| cx.query(host, ops).map_err(anyhow::Error::from))?;
-            let plan = Chain::of(&reading.facts).movable();
-            let staging = Staging::of(&query.names).context("Cannot tell this process from others")?;
-            for phase in chains::phases(&plan, &staging) {
-                let Phase::Files(files) = phase else { bail!("A disk that is moved is not changed by its domain") };
-                // Nothing to take back: the names hold at the old place too.
-                cx.apply(Step::new(host, files.what(), files.ops()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A disk of the directory that is a link to a layer of its own, and whether that names it by an absolute path. A plain
-    /// file is none: what looks like a header in it may be the guest's.
-    fn layered(&self, node: &Node) -> Option<(Names, bool)> {
-        let name = node.path.to_str()?;
-        disk_number(name)?;
-        let (names, link) = (Names::own(self.from.join(name)), node.link.as_ref()?);
-        let own = link.parent().and_then(Path::file_name) == names.folder().file_name();
-        own.then(|| (names, link.is_absolute()))
-    }
-
-    /// The files with a number in a disk's folder of layers.
-    fn layers(&self, names: &Names) -> Vec<PathBuf> {
-        let is_layer = |node: &&Node| {
-            let number = node.path.file_name().and_then(OsStr::to_str).and_then(plain_number);
-            node.kind == FileKind::File
-                && number.is_some()
-                && self.from.join(&node.path).parent() == Some(&names.folder())
-        };
-        self.nodes.iter().filter(is_layer).map(|node| self.from.join(&node.path)).collect()
     }
 
     /// What an empty directory in the way needs.

@@ -125,7 +125,7 @@ impl OpenSsh {
                 Err(self.error(ErrorKind::Unreachable, detail))
             }
             // A child that had no group of its own yet got the signal that was meant for us.
-            ProcessErrorKind::Signal(_) => Err(match control.check() {
+            ProcessErrorKind::Signal(_) | ProcessErrorKind::OverTime(_) => Err(match control.check() {
                 Err(why) => ScriptError::stopped(self.name.as_str(), why),
                 Ok(()) => self.error(ErrorKind::Lost, detail),
             }),
