@@ -48,7 +48,7 @@ fn ours(lab: &Lab) -> Duration {
 
 fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
+    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Runs all, round by round, and tells the median seconds of each, and of the ratios of each to the first.

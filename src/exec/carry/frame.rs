@@ -158,7 +158,7 @@ impl PartialEq for Packed {
 #[must_use]
 pub fn runs_of(bytes: &[u8]) -> Vec<Run> {
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let runs = crate::exec::copy::runs(bytes).filter(|run| !run.zero);
+    let runs = crate::exec::holes::runs(bytes).filter(|run| !run.zero);
     runs.map(|run| (number(run.start), number(run.len))).collect()
 }
 
