@@ -237,7 +237,7 @@ fn a_login_shell_that_talks_is_listened_to_by_nobody() {
     let lab = Lab::new();
     lab.sync();
     // Bash reads this for whoever comes by ssh.
-    fs::write(lab.path("home/.bashrc"), "echo Welcome; printf 'no end of line'\n").expect("writes");
+    fs::write(lab.path("home/.bashrc"), "echo Welcome; echo to this host\n").expect("writes");
     let load = Load { from: lab.image("disk.0", 40), to: lab.to("disk.0") };
     for (from, to) in [("", "lab2"), ("lab1", ""), ("lab1", "lab2")] {
         lab.carry(from, to, std::slice::from_ref(&load), &control())
