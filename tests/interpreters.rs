@@ -119,6 +119,9 @@ fn questions_fail_alike() {
         OpErrorKind::Other,
         "Cannot read @/d: Is a directory",
     );
+    for len in [0, 1] {
+        assert!(both(garden, |r| vec![Op::Head { path: r.join("dirlink"), len }], None).result.is_err());
+    }
     fails(&|r| Op::Space { path: r.join("x") }, gone.clone(), "Cannot get the space of @/x: No such file or directory");
     fails(
         &|r| Op::TreeSize { path: r.join("x") },

@@ -14,6 +14,7 @@ use std::thread;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::fcntl_setpipe_size;
 
 use super::control::{Cancel, Control};
 use super::error::{OpError, OpErrorKind};
@@ -25,6 +26,9 @@ use super::process::Programs;
 
 /// Longest first line: two numbers and a mark.
 const FIRST_LINE: u64 = 128;
+
+/// Bytes that the pipes from and to sshd hold, if we may: 1 MiB, what an unprivileged user may have.
+const PIPE: usize = 1 << 20;
 
 /// Serves one script on this process's own standard streams; gives the exit status.
 ///
@@ -42,6 +46,8 @@ pub fn serve(version: &OsStr) -> u8 {
             return 1;
         }
     };
+    // sshd's pipes hold 64 KiB: with that little, it and we take turns. A system that allows less has its reasons.
+    let _ = (fcntl_setpipe_size(io::stdin(), PIPE), fcntl_setpipe_size(io::stdout(), PIPE));
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| cancel_when_unread(&io::stdout(), &cancel, &over));

@@ -8,7 +8,8 @@ use std::io;
 use rustix::fs::{FallocateFlags, fallocate, fstatfs};
 use rustix::io::retry_on_intr;
 
-use super::copy::{BLOCK, as_u64, as_usize, runs};
+use super::copy::{BLOCK, as_u64, as_usize};
+use super::holes::runs;
 
 /// What is allocated of a file that is written from front to end.
 pub(super) struct Ahead {

@@ -102,6 +102,10 @@ pub fn read(path: &Path, offset: u64, len: u64) -> io::Result<Vec<u8>> {
 }
 
 pub fn head(path: &Path, len: u64) -> io::Result<Option<Vec<u8>>> {
+    // It has no first bytes, not even none: head(1) says so as well.
+    if path.is_dir() {
+        return Err(rustix::io::Errno::ISDIR.into());
+    }
     absent(read(path, 0, len))
 }
 

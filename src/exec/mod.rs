@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! - [`op`]: the typed operations, the scripts made of them and what they answer. No I/O.
+//! - [`op`]: the typed operations and the scripts made of them; [`answer`]: what they answer. No I/O.
 //! - [`cmd`]: an external command as data, its secrets typed. No I/O.
 //! - [`interpret`]: the *in process* interpreter of a script (rule 5 of `docs/architecture.md`).
 //! - [`error`]: how a script fails, in one line, from either interpreter.
@@ -15,8 +15,8 @@
 //! - [`control`]: cancellation (SIGTERM) and deadlines.
 //! - [`process`]: one child process: spawned in its own group, waited for by pidfd, killed as a group.
 //! - [`leash`]: children that die with us.
-//! - [`copy`]: copies between files and streams into files, with reflinks and holes; `ahead` allocates and `writeback` has the disk
-//!   begin early.
+//! - [`copy`]: copies between files and streams into files, with reflinks and holes; `holes` finds where data is, `ahead`
+//!   allocates and `writeback` has the disk begin early.
 //! - [`carry`]: files on their way between two hosts on both of which this binary stands.
 //! - [`relay`]: a file of one host as a stream for another.
 //! - [`host`]: where scripts run: here, through the OpenSSH client, or through libssh2.
@@ -27,6 +27,7 @@
 
 pub mod agent;
 mod ahead;
+pub mod answer;
 pub mod carry;
 pub mod cmd;
 pub mod control;
@@ -37,6 +38,7 @@ mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod guard;
+mod holes;
 pub mod host;
 pub mod interpret;
 pub mod leash;

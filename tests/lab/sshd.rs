@@ -27,6 +27,8 @@ impl Sshd {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).expect("chmod");
         // Where sshd wants its unprivileged part to live.
         fs::create_dir_all("/run/sshd").expect("needs root");
+        // The accounts of hosts read no start-up files of this machine's.
+        fs::create_dir(dir.path().join("home")).expect("makes");
         for key in ["hostkey", "otherkey", "id", "stranger"] {
             keygen(&dir.path().join(key));
         }
@@ -64,6 +66,12 @@ impl Sshd {
             self.port
         );
         fs::write(self.path("ssh_config"), text).expect("writes");
+    }
+
+    /// The port that it listens at.
+    #[allow(dead_code, reason = "not every lab puts something in front of it")]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The ssh client with this configuration, as the environment's `SSH` would have it.
@@ -116,7 +124,7 @@ fn spawn(dir: &Path, port: u16, extra: &str) -> Option<Child> {
     let config = format!(
         "{extra}\nListenAddress 127.0.0.1:{port}\nHostKey {d}/hostkey\nPidFile none\nAuthorizedKeysFile {d}/authorized_keys\n\
          StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100:30:200\n\
-         MaxSessions 64\nSetEnv SCRIPTS_REMOTE_DIR={d}/remotes\n"
+         MaxSessions 64\nSetEnv SCRIPTS_REMOTE_DIR={d}/remotes HOME={d}/home\n"
     );
     fs::write(dir.join("sshd_config"), config).expect("writes");
     let mut sshd = Command::new("/usr/sbin/sshd");

@@ -2,17 +2,20 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Write};
-use std::sync::Mutex;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::frame::{Digest, RANGE, digest_of, whole};
+use super::frame::{Digest, Packed, RANGE, digest_of, whole};
 use super::link::Link;
 use super::store::{Store, ranges};
 use super::{Arrived, Begin, Carry, End, Failure, Identity, Report, Why};
 use crate::exec::control::Control;
+use crate::exec::host::HostName;
+use crate::exec::host::openssh::OpenSsh;
 use crate::exec::process::Programs;
 
 /// Ranges that a stream takes at a time.
@@ -40,6 +43,7 @@ const SLOW: u64 = 60 << 20;
 struct Stream {
     source: Box<dyn End + Send>,
     target: Box<dyn End + Send>,
+    packed: Packed,
 }
 
 /// Runs [`super::super::op::Op::Carry`], see there for what it writes.
@@ -54,7 +58,8 @@ pub fn run(carry: &Carry, programs: &Programs, control: &Control, output: &mut (
             Report::Failed { why, text }
         }
     };
-    writeln!(output, "report {}", serde_json::to_string(&report).map_err(io::Error::other)?)?;
+    // On a line of its own, whatever a login shell has said before.
+    writeln!(output, "\nreport {}", serde_json::to_string(&report).map_err(io::Error::other)?)?;
     output.flush()
 }
 
@@ -64,40 +69,76 @@ fn all(
     control: &Control,
     output: &mut (dyn Write + Send),
 ) -> Result<Vec<Arrived>, Failure> {
-    let mut streams = vec![Stream::open(carry, programs, control)?];
-    let most = streams[0].how_many(carry)?;
+    let reads = carry.files.iter().map(|file| file.from.clone()).collect();
+    let writes = carry.files.iter().map(|file| file.part.clone()).collect();
+    let ends = Ends {
+        source: Place::new(carry.source.as_deref(), (reads, Vec::new()), programs)?,
+        target: Place::new(carry.target.as_deref(), (Vec::new(), writes), programs)?,
+        zip: carry.zip == Some(true),
+        control,
+    };
+    let mut first = ends.open()?;
+    let most = first.how_many(carry)?;
+    let mut streams = vec![Some(first)];
     let mut arrived = Vec::new();
     for file in 0..carry.files.len() {
         let number = u16::try_from(file).map_err(|_| Failure::new(Why::Other, "Too many files for one journey"))?;
-        let identity = streams[0].source.stat(number)?;
-        let data = ranges(&streams[0].source.map(number)?, &identity);
-        while data.len() as u64 > FEW && streams.len() < most {
-            // Fewer streams are slower, and no failure.
-            let Ok(stream) = Stream::open(carry, programs, control) else { break };
-            streams.push(stream);
+        let first = streams[0].as_mut().ok_or_else(gone)?;
+        let identity = first.source.stat(number)?;
+        let data = ranges(&first.source.map(number)?, &identity);
+        if data.len() as u64 > FEW {
+            streams.resize_with(most.max(streams.len()), || None);
         }
         let job = Job::new(carry, number, identity, &data, control);
-        arrived.push(job.run(&mut streams, &data, output)?);
+        arrived.push(job.run(&ends, &mut streams, &data, output)?);
     }
     Ok(arrived)
 }
 
-impl Stream {
-    fn open(carry: &Carry, programs: &Programs, control: &Control) -> Result<Self, Failure> {
-        let reads = || carry.files.iter().map(|file| file.from.clone()).collect();
-        let writes = || carry.files.iter().map(|file| file.part.clone()).collect();
-        let zip = carry.zip == Some(true);
-        let end = |host: &Option<String>, files: (Vec<_>, Vec<_>)| -> Result<Box<dyn End + Send>, Failure> {
-            Ok(match host {
-                Some(host) => Box::new(Link::open(host, files, zip, programs, control)?),
-                None => Box::new(Store::new(files.0, files.1)),
-            })
-        };
-        // The target first: where it cannot be reached, nothing else has to be.
-        let target = end(&carry.target, (Vec::new(), writes()))?;
-        Ok(Self { source: end(&carry.source, (reads(), Vec::new()))?, target })
+/// The first stream is there from the start.
+fn gone() -> Failure {
+    Failure::new(Why::Lost, "The stream is gone")
+}
+
+/// Where one end is, and its files there.
+struct Place {
+    /// Nothing for this machine. One for all streams: it is asked for its configuration once.
+    host: Option<Arc<OpenSsh>>,
+    files: (Vec<PathBuf>, Vec<PathBuf>),
+}
+
+impl Place {
+    fn new(host: Option<&str>, files: (Vec<PathBuf>, Vec<PathBuf>), programs: &Programs) -> Result<Self, Failure> {
+        let name = host.map(HostName::new).transpose().map_err(|e| Failure::new(Why::Other, e.to_string()))?;
+        Ok(Self { host: name.map(|name| Arc::new(OpenSsh::new(name, programs.clone()))), files })
     }
 
+    fn open(&self, zip: bool, control: &Control) -> Result<Box<dyn End + Send>, Failure> {
+        let (reads, writes) = self.files.clone();
+        Ok(match &self.host {
+            Some(ssh) => Box::new(Link::open(ssh, (reads, writes), zip, control)?),
+            None => Box::new(Store::new(reads, writes)),
+        })
+    }
+}
+
+/// Both ends of all streams.
+struct Ends<'a> {
+    source: Place,
+    target: Place,
+    zip: bool,
+    control: &'a Control,
+}
+
+impl Ends<'_> {
+    fn open(&self) -> Result<Stream, Failure> {
+        // The target first: where it cannot be reached, nothing else has to be.
+        let target = self.target.open(self.zip, self.control)?;
+        Ok(Stream { source: self.source.open(self.zip, self.control)?, target, packed: Packed::default() })
+    }
+}
+
+impl Stream {
     fn how_many(&mut self, carry: &Carry) -> Result<usize, Failure> {
         let mut trip = Duration::MAX;
         for _ in 0..2 {
@@ -165,12 +206,19 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn run(self, streams: &mut [Stream], data: &[u64], output: &mut (dyn Write + Send)) -> Result<Arrived, Failure> {
-        let known = ranges(&streams[0].target.begin(self.file, self.begin)?, &self.identity);
+    fn run(
+        self,
+        ends: &Ends<'_>,
+        streams: &mut [Option<Stream>],
+        data: &[u64],
+        output: &mut (dyn Write + Send),
+    ) -> Result<Arrived, Failure> {
+        let first = streams[0].as_mut().ok_or_else(gone)?;
+        let known = ranges(&first.target.begin(self.file, self.begin)?, &self.identity);
         let rest = Begin { first: false, ..self.begin };
         self.plan(data, &known);
-        self.work(streams, rest, output)?;
-        self.settle(&mut streams[0])?;
+        self.work(ends, streams, rest, output)?;
+        self.settle(streams[0].as_mut().ok_or_else(gone)?)?;
         let digests = lock(&self.digests);
         let digest = whole(self.identity.size, digests.iter());
         Ok(Arrived {
@@ -197,13 +245,26 @@ impl<'a> Job<'a> {
     }
 
     /// All streams at once, until there is nothing left, or one has failed.
-    fn work(&self, streams: &mut [Stream], rest: Begin, output: &mut (dyn Write + Send)) -> Result<(), Failure> {
+    fn work(
+        &self,
+        ends: &Ends<'_>,
+        streams: &mut [Option<Stream>],
+        rest: Begin,
+        output: &mut (dyn Write + Send),
+    ) -> Result<(), Failure> {
         let (tell, told) = channel();
         thread::scope(|scope| {
             for (number, stream) in streams.iter_mut().enumerate() {
                 let tell = tell.clone();
                 scope.spawn(move || {
-                    let result = self.stream(stream, (number > 0).then_some(rest));
+                    // Each logs in by itself, while the first is at work. Fewer streams are slower, and no failure.
+                    if stream.is_none() {
+                        *stream = ends.open().ok();
+                    }
+                    let result = match stream {
+                        Some(stream) => self.stream(stream, (number > 0).then_some(rest)),
+                        None => Ok(()),
+                    };
                     let failed = result.is_err();
                     // The receiver waits for all of them, and takes the first failure for the cause of the others.
                     let _ = tell.send(result);
@@ -219,7 +280,7 @@ impl<'a> Job<'a> {
                     Ok(result) => first = first.and(result),
                     Err(RecvTimeoutError::Disconnected) => return first,
                     Err(RecvTimeoutError::Timeout) => {
-                        let line = format!("progress {} {}\n", self.done.load(Ordering::Relaxed), self.data);
+                        let line = format!("\nprogress {} {}\n", self.done.load(Ordering::Relaxed), self.data);
                         if output.write_all(line.as_bytes()).and_then(|()| output.flush()).is_err() {
                             self.over.store(true, Ordering::Relaxed);
                         }
@@ -267,12 +328,14 @@ impl<'a> Job<'a> {
     }
 
     fn bring(&self, stream: &mut Stream, at: u64, pace: &mut Pace) -> Result<(), Failure> {
-        let packed = stream.source.take(self.file, at)?;
+        let packed = &mut stream.packed;
+        stream.source.take(self.file, at, packed)?;
         if !packed.runs.is_empty() {
-            self.wait_for(packed.data.len() as u64)?;
-            let sent = stream.target.put(self.file, at, &packed, pace.zip)? as u64;
+            let data = packed.data().len() as u64;
+            self.wait_for(data)?;
+            let sent = stream.target.put(self.file, at, packed, pace.zip)? as u64;
             self.sent.fetch_add(sent, Ordering::Relaxed);
-            pace.went(self.zip, packed.data.len() as u64, sent);
+            pace.went(self.zip, data, sent);
         }
         lock(&self.digests).insert(at, packed.digest);
         self.done.fetch_add(self.identity.len_of(at) as u64, Ordering::Relaxed);
@@ -310,7 +373,8 @@ impl<'a> Job<'a> {
         for at in there.iter().filter(|at| !wanted(at)) {
             stream.target.tell(self.file, *at, 1)?;
             if stream.target.told(self.file, *at, 1)? != [empty] {
-                let zeroes = super::frame::Packed { digest: empty, ..Default::default() };
+                let mut zeroes = Packed::default();
+                zeroes.pack();
                 stream.target.put(self.file, *at, &zeroes, false)?;
                 stream.target.sync()?;
             }

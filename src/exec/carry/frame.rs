@@ -12,7 +12,10 @@
 use std::io::{self, Read, Write};
 
 /// Version of this page: a peer greets with it.
-pub const PROTOCOL: u64 = 1;
+pub const PROTOCOL: u64 = 2;
+
+/// What a peer says in front of its first frame, so that whatever a login shell printed before can be told from it.
+pub const GREETING: &[u8; 16] = b"\x80onestore-peer\r\n";
 
 /// Bytes of a range: 1 MiB. What is digested, sent, written and remembered as one.
 pub const RANGE: usize = 1 << 20;
@@ -28,11 +31,14 @@ pub const PAYLOAD: usize = RANGE + MOST_RUNS * 8 + 64 + (RANGE >> 7);
 
 const HEAD: usize = 15;
 
+/// Bytes of a range's payload in front of its runs.
+const TABLE: usize = 37;
+
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// From a peer, first of all: `at` is [`PROTOCOL`].
+    /// From a peer, first of all, behind [`GREETING`]: `at` is [`PROTOCOL`].
     Hello = 1,
     /// Answered by the same.
     Ping,
@@ -116,11 +122,8 @@ pub fn read(from: &mut impl Read, payload: &mut Vec<u8>) -> io::Result<Head> {
     let kind = Kind::of(kind).ok_or_else(|| bad("an unknown frame"))?;
     let len = u32::from_le_bytes([l0, l1, l2, l3]);
     let len = usize::try_from(len).ok().filter(|len| *len <= PAYLOAD).ok_or_else(|| bad("a frame that is too long"))?;
-    // Only grows, and only what is new is cleared: clearing a megabyte for each frame shows.
-    if payload.len() < len {
-        payload.resize(len, 0);
-    }
-    payload.truncate(len);
+    // Only what is new is cleared: clearing a megabyte for each frame shows.
+    payload.resize(len, 0);
     from.read_exact(payload)?;
     Ok(Head { kind, file: u16::from_le_bytes([f0, f1]), at: u64::from_le_bytes(at) })
 }
@@ -131,22 +134,31 @@ pub type Digest = [u8; 32];
 /// A part of a range that is not zero: offset in the range and length, in bytes.
 pub type Run = (u32, u32);
 
-/// What a range holds, zero blocks left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a range holds, zero blocks left out. One is used for range after range: its memory stays where it is, for a
+/// megabyte that is asked of the system anew costs as much as to send it.
+#[derive(Clone, Debug, Default)]
 pub struct Packed {
     /// Digest of the range, see [`digest`].
     pub digest: Digest,
     /// Where the data belongs, in order and apart.
     pub runs: Vec<Run>,
-    /// The data of all runs.
-    pub data: Vec<u8>,
+    buffer: Vec<u8>,
+    /// Where in the buffer the data of all runs lies.
+    from: usize,
+    len: usize,
+}
+
+impl PartialEq for Packed {
+    fn eq(&self, other: &Self) -> bool {
+        (self.digest, &self.runs, self.data()) == (other.digest, &other.runs, other.data())
+    }
 }
 
 /// The runs of blocks that are not zero.
 #[must_use]
 pub fn runs_of(bytes: &[u8]) -> Vec<Run> {
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let runs = crate::exec::copy::runs(bytes).filter(|run| !run.zero);
+    let runs = crate::exec::holes::runs(bytes).filter(|run| !run.zero);
     runs.map(|run| (number(run.start), number(run.len))).collect()
 }
 
@@ -192,20 +204,34 @@ pub fn whole<'a>(size: u64, ranges: impl IntoIterator<Item = (&'a u64, &'a Diges
 }
 
 impl Packed {
-    /// Packs a range as it lies in the file; the buffer is used up.
+    /// The data of all runs, one after the other.
     #[must_use]
-    pub fn of(mut bytes: Vec<u8>) -> Self {
-        let runs = runs_of(&bytes);
+    pub fn data(&self) -> &[u8] {
+        &self.buffer[self.from..self.from + self.len]
+    }
+
+    /// Room for a range of `len` bytes as it lies in the file, for [`Packed::pack`]; it holds anything.
+    pub fn room(&mut self, len: usize) -> &mut [u8] {
+        if self.buffer.len() < len {
+            self.buffer.resize(len, 0);
+        }
+        (self.from, self.len) = (0, len);
+        &mut self.buffer[..len]
+    }
+
+    /// Packs what was read into [`Packed::room`].
+    pub fn pack(&mut self) {
+        self.runs = runs_of(self.data());
         let mut filled = 0;
-        for (start, len) in &runs {
+        for (start, len) in &self.runs {
             let (start, len) = (*start as usize, *len as usize);
             if start != filled {
-                bytes.copy_within(start..start + len, filled);
+                self.buffer.copy_within(start..start + len, filled);
             }
             filled += len;
         }
-        bytes.truncate(filled);
-        Self { digest: digest(&runs, &bytes), runs, data: bytes }
+        self.len = filled;
+        self.digest = digest(&self.runs, self.data());
     }
 
     /// Sends it as range `at` of `file`, compressed where that makes it smaller by a tenth and is wanted; tells the bytes sent.
@@ -213,9 +239,9 @@ impl Packed {
     /// # Errors
     /// Those of the writer.
     pub fn write(&self, to: &mut impl Write, file: u16, at: u64, zip: bool) -> io::Result<usize> {
-        let zipped = if zip { Some(zstd::bulk::compress(&self.data, 1)?) } else { None };
-        let zipped = zipped.filter(|zipped| zipped.len() < self.data.len() - self.data.len() / 10);
-        let mut table = Vec::with_capacity(37 + self.runs.len() * 8);
+        let zipped = if zip { Some(zstd::bulk::compress(self.data(), 1)?) } else { None };
+        let zipped = zipped.filter(|zipped| zipped.len() < self.len - self.len / 10);
+        let mut table = Vec::with_capacity(TABLE + self.runs.len() * 8);
         table.extend_from_slice(&self.digest);
         table.push(u8::from(zipped.is_some()));
         table.extend_from_slice(&u32::try_from(self.runs.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -223,24 +249,28 @@ impl Packed {
             table.extend_from_slice(&start.to_le_bytes());
             table.extend_from_slice(&len.to_le_bytes());
         }
-        let data = zipped.as_deref().unwrap_or(&self.data);
+        let data = zipped.as_deref().unwrap_or(self.data());
         write(to, Head { kind: Kind::Range, file, at }, &[&table, data])?;
         Ok(data.len())
     }
 
-    /// Reads the payload of a [`Kind::Range`] for a range of `len` bytes.
+    /// Reads the payload of a [`Kind::Range`] for a range of `len` bytes. The payload becomes the buffer, and its memory is
+    /// the one that was used before.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`]: runs that do not lie in the range, in order and at blocks, or other data than theirs.
-    pub fn read(payload: &[u8], len: usize) -> io::Result<Self> {
-        let (head, rest) = payload.split_at_checked(37).ok_or_else(|| bad("a range without a head"))?;
+    /// [`io::ErrorKind::InvalidData`]: runs that do not lie in the range, in order and at blocks, or other data than
+    /// theirs. What it holds then is nothing.
+    pub fn unpack(&mut self, payload: &mut Vec<u8>, len: usize) -> io::Result<()> {
+        self.runs.clear();
+        self.len = 0;
+        let (head, rest) = payload.split_at_checked(TABLE).ok_or_else(|| bad("a range without a head"))?;
         let (digest, head) = head.split_at(32);
         let count = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
         let (table, data) = (count <= MOST_RUNS)
             .then(|| rest.split_at_checked(count * 8))
             .flatten()
             .ok_or_else(|| bad("a range without its runs"))?;
-        let (mut runs, mut end, mut sum) = (Vec::with_capacity(count), 0, 0);
+        let (mut runs, mut end, mut sum) = (std::mem::take(&mut self.runs), 0, 0);
         for [a, b, c, d, e, f, g, h] in table.as_chunks::<8>().0 {
             let (start, long) = (u32::from_le_bytes([*a, *b, *c, *d]), u32::from_le_bytes([*e, *f, *g, *h]));
             let (from, to) = (start as usize, (start as usize).saturating_add(long as usize));
@@ -251,15 +281,26 @@ impl Packed {
             runs.push((start, long));
             (end, sum) = (to, sum + long as usize);
         }
-        let data = match head[0] {
-            0 => data.to_vec(),
-            1 => zstd::bulk::decompress(data, sum).map_err(|_| bad("data that cannot be unpacked"))?,
+        self.digest = digest.try_into().map_err(io::Error::other)?;
+        match head[0] {
+            0 if data.len() == sum => {
+                self.from = TABLE + table.len();
+                std::mem::swap(&mut self.buffer, payload);
+            }
+            1 => {
+                let room = self.room(sum);
+                let filled =
+                    zstd::bulk::decompress_to_buffer(data, room).map_err(|_| bad("data that cannot be unpacked"))?;
+                if filled != sum {
+                    self.len = 0;
+                    return Err(bad("other data than its runs"));
+                }
+            }
+            0 => return Err(bad("other data than its runs")),
             _ => return Err(bad("data packed in an unknown way")),
-        };
-        if data.len() != sum {
-            return Err(bad("other data than its runs"));
         }
-        Ok(Self { digest: digest.try_into().map_err(io::Error::other)?, runs, data })
+        (self.runs, self.len) = (runs, sum);
+        Ok(())
     }
 }
 
@@ -281,20 +322,24 @@ mod tests {
     proptest! {
         #[test]
         fn a_range_travels(bytes in image(), zip: bool) {
-            let packed = Packed::of(bytes.clone());
+            let mut packed = Packed::default();
+            packed.room(bytes.len() + 5).fill(3);
+            packed.room(bytes.len()).copy_from_slice(&bytes);
+            packed.pack();
             prop_assert_eq!(packed.digest, digest_of(&bytes));
             let mut sent = Vec::new();
             packed.write(&mut sent, 3, 7, zip).expect("writes");
             let mut payload = vec![9; 5];
             let head = read(&mut &sent[..], &mut payload).expect("reads");
             prop_assert_eq!(head, Head { kind: Kind::Range, file: 3, at: 7 });
-            let back = Packed::read(&payload, bytes.len()).expect("a range");
+            let mut back = Packed::default();
+            back.unpack(&mut payload, bytes.len()).expect("a range");
             prop_assert_eq!(&back, &packed);
             let mut there = vec![0; bytes.len()];
             let mut from = 0;
             for (start, len) in &back.runs {
                 let (start, len) = (*start as usize, *len as usize);
-                there[start..start + len].copy_from_slice(&back.data[from..from + len]);
+                there[start..start + len].copy_from_slice(&back.data()[from..from + len]);
                 from += len;
             }
             prop_assert_eq!(there, bytes);
@@ -304,11 +349,12 @@ mod tests {
         fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..12_u8, len in 0..9000_usize) {
             let mut payload = Vec::new();
             let _ = read(&mut &[&[kind][..], &bytes].concat()[..], &mut payload);
-            let _ = Packed::read(&bytes, len);
+            let mut packed = Packed::default();
+            let _ = packed.unpack(&mut bytes.clone(), len);
             let mut odd = vec![0; 33];
             odd.extend_from_slice(&2_u32.to_le_bytes());
             odd.extend_from_slice(&bytes);
-            if let Ok(packed) = Packed::read(&odd, len) {
+            if packed.unpack(&mut odd, len).is_ok() {
                 prop_assert!(packed.runs.iter().all(|(start, long)| (start + long) as usize <= len));
             }
         }

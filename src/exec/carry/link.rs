@@ -2,27 +2,30 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, PipeReader, PipeWriter, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use super::frame::{self, Digest, Head, Kind, PROTOCOL, Packed, bad};
+use super::frame::{self, Digest, GREETING, Head, Kind, PROTOCOL, Packed, bad};
 use super::peer::{MOST, spans_of};
 use super::{Begin, End, Failure, Identity, NOT_HERE, Span, Why};
 use crate::exec::control::Control;
 use crate::exec::host::openssh::OpenSsh;
 use crate::exec::host::wire::Delivery;
-use crate::exec::host::{ErrorKind, HostName, ScriptError};
+use crate::exec::host::{ErrorKind, Host, ScriptError};
 use crate::exec::op::{Op, Script};
-use crate::exec::process::Programs;
 
 /// How long ssh may take to end and to say why, once its streams have ended.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Bytes that a pipe to or from ssh holds, if we may: with fewer, both sides take turns.
 const PIPE: usize = 1 << 20;
+
+/// Bytes that a login shell may print in front of the peer: 64 KiB, a long message of the day.
+const NOISE: usize = 64 << 10;
 
 /// A stream to a peer.
 pub struct Link {
@@ -43,13 +46,12 @@ impl Link {
     /// # Errors
     /// [`Why::Unreachable`] and [`Why::NotThere`] where nothing was touched; else as the peer has it.
     pub fn open(
-        host: &str,
+        ssh: &Arc<OpenSsh>,
         (reads, writes): (Vec<PathBuf>, Vec<PathBuf>),
         zip: bool,
-        programs: &Programs,
         control: &Control,
     ) -> Result<Self, Failure> {
-        let name = HostName::new(host).map_err(|e| Failure::new(Why::Other, e.to_string()))?;
+        let host = ssh.name().to_owned();
         let script = Script::from(Op::Attend { reads, writes });
         let local = |e: io::Error| Failure::new(Why::Other, format!("Cannot open a stream to {host}: {e}"));
         let delivery = Delivery::of(&script).map_err(local)?;
@@ -59,7 +61,7 @@ impl Link {
             // A system that allows less has its reasons.
             let _ = pipe;
         }
-        let ssh = OpenSsh::new(name, programs.clone());
+        let ssh = Arc::clone(ssh);
         let (tell, over) = channel();
         let control = control.clone();
         let run = move || {
@@ -71,7 +73,7 @@ impl Link {
         // Shorter than a pipe, but a path may be long: it fails like all else when ssh is gone.
         let sent = to.write_all(&delivery.head);
         let mut link = Self {
-            host: host.to_owned(),
+            host: host.clone(),
             to: Some(to),
             from,
             over,
@@ -83,11 +85,34 @@ impl Link {
         if let Err(error) = sent {
             return Err(link.broken(&error));
         }
+        if !link.greeted()? {
+            return Err(Failure::new(Why::NotThere, format!("{host}: {NOT_HERE}, or its login shell talks too much")));
+        }
         let hello = link.read()?;
         if hello != (Head { kind: Kind::Hello, file: 0, at: PROTOCOL }) {
             return Err(Failure::new(Why::NotThere, format!("{host}: {NOT_HERE}")));
         }
         Ok(link)
+    }
+
+    /// Skips what a login shell has to say, up to [`GREETING`].
+    fn greeted(&mut self) -> Result<bool, Failure> {
+        let mut last = VecDeque::with_capacity(GREETING.len());
+        // One at a time: what follows is not ours to take.
+        let mut byte = [0];
+        for _ in 0..NOISE {
+            if let Err(error) = self.from.read_exact(&mut byte) {
+                return Err(self.broken(&error));
+            }
+            if last.len() == GREETING.len() {
+                last.pop_front();
+            }
+            last.push_back(byte[0]);
+            if last.iter().eq(GREETING) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Why the stream ended: what the peer said last, or what ssh did.
@@ -194,13 +219,13 @@ impl End for Link {
         Ok(())
     }
 
-    fn take(&mut self, file: u16, at: u64) -> Result<Packed, Failure> {
+    fn take(&mut self, file: u16, at: u64, packed: &mut Packed) -> Result<(), Failure> {
         let identity = self.identity(file)?;
         let head = self.read()?;
         if head != (Head { kind: Kind::Range, file, at }) || self.asked.pop_front() != Some(at) {
             return Err(self.odd(&bad("another range than asked for")));
         }
-        Packed::read(&self.payload, identity.len_of(at)).map_err(|e| self.odd(&e))
+        packed.unpack(&mut self.payload, identity.len_of(at)).map_err(|e| self.odd(&e))
     }
 
     fn begin(&mut self, file: u16, begin: Begin) -> Result<Vec<Span>, Failure> {

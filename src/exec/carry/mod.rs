@@ -277,8 +277,8 @@ pub trait End {
     /// Says that these ranges will be taken next, in this order.
     fn ask(&mut self, file: u16, ranges: &[u64]) -> Result<(), Failure>;
 
-    /// The next of the ranges that were asked for.
-    fn take(&mut self, file: u16, at: u64) -> Result<Packed, Failure>;
+    /// The next of the ranges that were asked for, into `packed`.
+    fn take(&mut self, file: u16, at: u64, packed: &mut Packed) -> Result<(), Failure>;
 
     /// Makes or finds the file to write to; answers the ranges that an earlier journey has brought.
     fn begin(&mut self, file: u16, begin: Begin) -> Result<Vec<Span>, Failure>;

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 
-use super::frame::{self, Head, Kind, PROTOCOL, Packed, bad};
+use super::frame::{self, GREETING, Head, Kind, PROTOCOL, Packed, bad};
 use super::store::Store;
 use super::{Begin, End, Failure, Identity, Span, Why};
 use crate::exec::control::Control;
@@ -22,11 +22,13 @@ pub fn attend(
     output: &mut dyn Write,
     control: &Control,
 ) -> io::Result<()> {
-    let mut peer = Peer { store: Store::new(reads, writes), identities: Vec::new(), synced: 0 };
+    let mut peer =
+        Peer { store: Store::new(reads, writes), packed: Packed::default(), identities: Vec::new(), synced: 0 };
     let answer = |output: &mut dyn Write, head: Head, payload: &[u8]| -> io::Result<()> {
         frame::write(&mut &mut *output, head, &[payload])?;
         output.flush()
     };
+    output.write_all(GREETING)?;
     answer(output, Head { kind: Kind::Hello, file: 0, at: PROTOCOL }, &[])?;
     let mut payload = Vec::new();
     loop {
@@ -36,11 +38,11 @@ pub fn attend(
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             read => read?,
         };
-        match peer.serve(head, &payload) {
+        match peer.serve(head, &mut payload) {
             Ok(Answer::None) => {}
             Ok(Answer::Bytes(at, bytes)) => answer(output, Head { at, ..head }, &bytes)?,
-            Ok(Answer::Range(packed, zip)) => {
-                packed.write(&mut &mut *output, head.file, head.at, zip)?;
+            Ok(Answer::Range(zip)) => {
+                peer.packed.write(&mut &mut *output, head.file, head.at, zip)?;
                 output.flush()?;
             }
             Err(Failure { why, text }) => {
@@ -54,18 +56,20 @@ pub fn attend(
 enum Answer {
     None,
     Bytes(u64, Vec<u8>),
-    Range(Packed, bool),
+    /// What is packed, compressed or not.
+    Range(bool),
 }
 
 struct Peer {
     store: Store,
+    packed: Packed,
     /// What the files to be written will be copies of.
     identities: Vec<(u16, Identity)>,
     synced: u64,
 }
 
 impl Peer {
-    fn serve(&mut self, head: Head, payload: &[u8]) -> Result<Answer, Failure> {
+    fn serve(&mut self, head: Head, payload: &mut Vec<u8>) -> Result<Answer, Failure> {
         let Head { kind, file, at } = head;
         let wrong = |error: io::Error| Failure::new(Why::Other, error.to_string());
         Ok(match kind {
@@ -75,12 +79,15 @@ impl Peer {
                 let (at, bytes) = page(&self.store.map(file)?, at);
                 Answer::Bytes(at, bytes)
             }
-            Kind::Get => Answer::Range(self.store.take(file, at)?, payload == [1]),
+            Kind::Get => {
+                self.store.take(file, at, &mut self.packed)?;
+                Answer::Range(payload.as_slice() == [1])
+            }
             Kind::Range => {
                 let known = self.identities.iter().find(|(of, _)| *of == file).map(|(_, identity)| *identity);
                 let identity = known.ok_or_else(|| wrong(bad("a range in front of its file")))?;
-                let packed = Packed::read(payload, identity.len_of(at)).map_err(wrong)?;
-                self.store.put(file, at, &packed, false)?;
+                self.packed.unpack(payload, identity.len_of(at)).map_err(wrong)?;
+                self.store.put(file, at, &self.packed, false)?;
                 self.synced += 1;
                 Answer::None
             }
@@ -92,7 +99,8 @@ impl Peer {
                 Answer::Bytes(0, page(&known, 0).1)
             }
             Kind::Digests => {
-                let count = payload.try_into().map(u32::from_le_bytes).ok().filter(|count| *count as usize <= MOST);
+                let count =
+                    payload.as_slice().try_into().map(u32::from_le_bytes).ok().filter(|count| *count as usize <= MOST);
                 let count = count.ok_or_else(|| wrong(bad("no number of digests")))?;
                 Answer::Bytes(at, self.store.told(file, at, count)?.concat())
             }

@@ -29,7 +29,7 @@ use super::super::op::Script;
 use super::super::posix;
 
 /// Version of the agent and of what this page describes: both sides must have the same.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/3");
 
 /// Exit status of an agent of another version; it has read nothing.
 pub const OTHER_VERSION: u8 = 75;
@@ -49,7 +49,7 @@ pub const MARK_LEN: usize = 32;
 pub const COMMAND: &str = concat!(
     "exec sh -c 'a=${SCRIPTS_REMOTE_DIR:-/var/tmp/one}/onestore/onestore; if [ -x \"$a\" ]; then \"$a\" agent ",
     env!("CARGO_PKG_VERSION"),
-    "/2; s=$?; case $s in 2|75|126|127) ;; *) exit $s ;; esac; fi; ",
+    "/3; s=$?; case $s in 2|75|126|127) ;; *) exit $s ;; esac; fi; ",
     "IFS=\" \" read -r n j os_end b || exit 74; t=$(head -c \"$n\"); head -c \"$j\" >/dev/null; ",
     "[ \"${#t}\" = \"$n\" ] || exit 74; ",
     "(trap \"\" PIPE; while sleep 2 </dev/null >/dev/null 2>&1; do printf \"\\0\" >&$b || break; done; ",

@@ -1,0 +1,184 @@
+//! What a journey costs beside `tar | ssh tar`, `ssh cat`, one stream over a far link, and a journey from the start.
+//!
+//! All contestants run in turn, round by round, each round begins with another one, and the ratios of the rounds count.
+//! `ONESTORE_MIB` (1024) and `ONESTORE_ROUNDS` (5) change what is measured; the budgets are asserted for a release
+//! build, which `ONESTORE_BINARY` names.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use onestore::driver::journey::Load;
+
+use crate::delay::Delay;
+use crate::{Lab, MIB, control, number, same};
+
+/// A file of `mib` MiB of data that nothing compresses, in pieces of 32 MiB with three times as much of holes between
+/// them, and the data alone.
+fn sources(lab: &Lab, mib: u64) {
+    let (image, plain) = (lab.path("source/image"), lab.path("source/plain"));
+    let (image, plain) = (File::create(image).expect("makes"), File::create(plain).expect("makes"));
+    let mut random = File::open("/dev/urandom").expect("opens");
+    let mut piece = vec![0; 32 << 20];
+    for at in 0..mib / 32 {
+        std::io::Read::read_exact(&mut random, &mut piece).expect("reads");
+        image.write_all_at(&piece, at * 128 * MIB).expect("writes");
+        plain.write_all_at(&piece, at * 32 * MIB).expect("writes");
+    }
+    image.set_len(mib * 4 * MIB).expect("extends");
+    image.sync_all().and_then(|()| plain.sync_all()).expect("syncs");
+}
+
+/// How long a line of bash takes; `$F` is ssh's configuration, `$D` the lab.
+fn bash(lab: &Lab, line: &str) -> Duration {
+    let mut bash = Command::new("bash");
+    bash.args(["-o", "pipefail", "-c", line]).env("D", lab.path("")).env("F", lab.path("ssh_config"));
+    let begun = Instant::now();
+    assert!(bash.status().expect("bash").success(), "{line}");
+    begun.elapsed()
+}
+
+fn ours(lab: &Lab) -> Duration {
+    let load = Load { from: lab.path("source/image"), to: lab.to("image") };
+    let begun = Instant::now();
+    lab.carry("lab1", "lab2", std::slice::from_ref(&load), &control()).expect("arrives");
+    begun.elapsed()
+}
+
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Runs all, round by round, and tells the median seconds of each, and of the ratios of each to the first.
+fn race(lab: &Lab, rounds: u64, contestants: &[(&str, &dyn Fn() -> Duration)]) -> Vec<f64> {
+    let mut seconds = vec![Vec::new(); contestants.len()];
+    for round in 0..=rounds {
+        for turn in 0..contestants.len() {
+            let which = (turn + usize::try_from(round).expect("few")) % contestants.len();
+            let took = contestants[which].1().as_secs_f64();
+            // The first round warms up.
+            if round > 0 {
+                seconds[which].push(took);
+            }
+            for gone in [lab.path("ds/.onestore"), lab.path("away")] {
+                let _ = fs::remove_dir_all(&gone);
+                fs::create_dir_all(&gone).expect("makes");
+            }
+            bash(lab, "sync -f \"$D\"");
+        }
+    }
+    let ratio = |of: &Vec<f64>| median(of.iter().zip(&seconds[0]).map(|(other, ours)| other / ours).collect());
+    let ratios: Vec<f64> = seconds.iter().map(ratio).collect();
+    for ((what, _), (of, ratio)) in contestants.iter().zip(seconds.iter().zip(&ratios)) {
+        println!("{what}: {:.2} s, {ratio:.2} times ours; {of:.2?}", median(of.clone()));
+    }
+    ratios
+}
+
+#[test]
+#[ignore = "measures; needs sshd, and a release build to mean anything"]
+fn near() {
+    let lab = Lab::new();
+    lab.sync();
+    sources(&lab, number("ONESTORE_MIB", 1024));
+    fs::create_dir_all(lab.path("away")).expect("makes");
+    let gcm = "ssh -F $F -c aes128-gcm@openssh.com lab2";
+    let upstream =
+        || bash(&lab, "tar -C $D/source --sparse -cf - image | ssh -F $F lab2 tar -C $D/away --sparse -xf -");
+    let raw = || bash(&lab, &format!("{gcm} 'cat >/dev/null' <$D/source/plain"));
+    let floor = || bash(&lab, &format!("{gcm} \"cat >$D/away/plain && sync $D/away/plain\" <$D/source/plain"));
+    let ratios = race(
+        &lab,
+        number("ONESTORE_ROUNDS", 5),
+        &[
+            ("ours", &|| ours(&lab)),
+            ("tar | ssh tar", &upstream),
+            ("ssh aes128-gcm cat >/dev/null", &raw),
+            ("the same to a file, synced", &floor),
+        ],
+    );
+    same_as_source(&lab);
+    println!("{:.0} % of what ssh moves, {:.0} % of what it moves to the disk", ratios[2] * 100.0, ratios[3] * 100.0);
+    if std::env::var_os("ONESTORE_BINARY").is_some() {
+        assert!(ratios[1] >= 2.0, "{:.2} times tar's", ratios[1]);
+    }
+}
+
+#[test]
+#[ignore = "measures; needs sshd, and a release build to mean anything"]
+fn far() {
+    let lab = Lab::new();
+    lab.sync();
+    sources(&lab, number("ONESTORE_MIB", 1024));
+    // The front-end is near, the two hosts are far from each other.
+    let delay = Delay::before(lab.sshd.port(), Duration::from_millis(20));
+    lab.sshd.configure(&format!("Host lab2\n Port {}\n HostKeyAlias [127.0.0.1]:{}", delay.port(), lab.sshd.port()));
+    let streams = |count: u32| {
+        fs::create_dir_all(lab.path("remotes/etc")).expect("makes");
+        fs::write(lab.path("remotes/etc/onestore.conf"), format!("TRANSFER_STREAMS={count}\n")).expect("writes");
+        ours(&lab)
+    };
+    // 0 is to decide by the link.
+    let ratios = race(
+        &lab,
+        number("ONESTORE_ROUNDS", 3),
+        &[
+            ("ours", &|| streams(0)),
+            ("1 stream", &|| streams(1)),
+            ("2 streams", &|| streams(2)),
+            ("4 streams", &|| streams(4)),
+        ],
+    );
+    if std::env::var_os("ONESTORE_BINARY").is_some() {
+        assert!(ratios[1] >= 3.0, "{:.2} times one stream", ratios[1]);
+    }
+}
+
+#[test]
+#[ignore = "measures; needs sshd, and a release build to mean anything"]
+fn resumed() {
+    let lab = Lab::new();
+    lab.sync();
+    let mib = number("ONESTORE_MIB", 1024);
+    sources(&lab, mib);
+    let cut = || {
+        let load = Load { from: lab.path("source/image"), to: lab.to("image") };
+        let first = control();
+        let done = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !first.cancel.is_set() && arrived(&lab) < mib * 9 / 10 {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                first.cancel.set();
+            });
+            let done = lab.carry("lab1", "lab2", std::slice::from_ref(&load), &first);
+            first.cancel.set();
+            done
+        });
+        done.expect_err("cut");
+        println!("cut at {} of {mib} MiB", arrived(&lab));
+        ours(&lab)
+    };
+    let ratios = race(&lab, number("ONESTORE_ROUNDS", 5), &[("from the start", &|| ours(&lab)), ("resumed", &cut)]);
+    same_as_source(&lab);
+    if std::env::var_os("ONESTORE_BINARY").is_some() {
+        assert!(ratios[1] <= 0.15, "{:.0} % of the whole time", ratios[1] * 100.0);
+    }
+}
+
+/// MiB that the journal of the unfinished copy names.
+fn arrived(lab: &Lab) -> u64 {
+    let names = lab.staged();
+    let journal = names.iter().find(|name| name.contains("journal.part"));
+    let len =
+        journal.and_then(|name| fs::metadata(lab.path("ds/.onestore").join(name)).ok()).map_or(0, |data| data.len());
+    // The first line, then 12 bytes for each range.
+    len.saturating_sub(80) / 12
+}
+
+fn same_as_source(lab: &Lab) {
+    ours(lab);
+    same(&lab.path("source/image"), &lab.to("image"));
+}
