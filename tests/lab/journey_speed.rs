@@ -58,6 +58,7 @@ fn race(lab: &Lab, rounds: u64, contestants: &[(&str, &dyn Fn() -> Duration)]) -
         for turn in 0..contestants.len() {
             let which = (turn + usize::try_from(round).expect("few")) % contestants.len();
             let took = contestants[which].1().as_secs_f64();
+            println!("round {round}, {}: {took:.2} s", contestants[which].0);
             // The first round warms up.
             if round > 0 {
                 seconds[which].push(took);
