@@ -91,9 +91,10 @@ impl Target {
         ops
     }
 
-    /// What puts a built file in place. Layers of the disk that was there before go.
+    /// What puts a built file in place, once it is on the disk. Layers of the disk that was there before go.
     pub fn put_file(&self) -> Vec<Op> {
-        let mut ops = vec![Op::Rename { from: self.staged_file(), to: self.path.clone() }];
+        let mut ops =
+            vec![Op::Sync { path: self.staged_file() }, Op::Rename { from: self.staged_file(), to: self.path.clone() }];
         ops.extend(self.drop_layers());
         ops
     }
@@ -150,10 +151,11 @@ impl Target {
         undo
     }
 
-    /// A step that begins, does `ops` and leaves.
+    /// A step that begins, does `ops`, has the names on the disk, and leaves.
     pub fn step(&self, what: impl Into<String>, ops: impl IntoIterator<Item = Op>) -> Step {
         let mut all = self.begin();
         all.extend(ops);
+        all.push(Op::Sync { path: self.folder.base.clone() });
         all.extend(self.folder.leave());
         Step::new(&self.folder.host, what, all).undo(self.undo())
     }

@@ -180,6 +180,7 @@ fn standalone(target: &Target, wanted: &Wanted<'_>, from: &Layer) -> (String, Ve
     let mut ops = begin_layers(target);
     ops.push(Op::Run(convert));
     ops.extend(wanted.resize(&layer, "qcow2"));
+    ops.push(Op::Sync { path: layer });
     ops.extend(target.put_layers(0));
     (format!("Copy {} into a qcow2 file that stands alone", from.path.display()), ops)
 }

@@ -82,8 +82,10 @@ pub fn ln(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         if image.numbers().next().is_none() {
             ops.push(copy(image.files.image.clone(), staged.join("0")));
         }
+        ops.extend(synced(&ops));
         ops.extend(target.put_layers(image.numbers().max().unwrap_or(0)));
     } else {
+        ops.extend(synced(&ops));
         ops.push(copy(image.files.image.clone(), target.staged_file()));
         ops.extend(target.put_file());
         if !names.is_empty() {
@@ -110,6 +112,12 @@ fn bytes(answer: &Value) -> &[u8] {
         Value::Bytes(bytes) => bytes,
         _ => &[],
     }
+}
+
+/// What brings the copies among `ops` to the disk.
+fn synced(ops: &[Op]) -> Vec<Op> {
+    let copies = ops.iter().filter_map(|op| if let Op::Copy { to, .. } = op { Some(to) } else { None });
+    copies.map(|path| Op::Sync { path: path.clone() }).collect()
 }
 
 /// How a layer is named by the one that stands on it: through the link of the directory to itself.
