@@ -69,13 +69,15 @@ pub fn render(script: &Script) -> String {
 /// - `os_cap command…`: the command's output as an answer; its status in `s`.
 /// - `os_ok status…`: dies unless `s` is one of these.
 /// - `os_say text`: a short answer.
+/// - `os_temp dir`: makes a file in `dir` whose name is `w` and which nobody else opens; it is removed when the script ends,
+///   also by a signal, until `os_kept` says that it has its name.
 /// - `os_whole path`: takes the end mark `os_end` (see [`super::host::wire`]), where one was agreed on, off a received
 ///   file, and dies where it is missing: then the connection ended, not the data.
 const PROLOGUE: &str = r#"set -u
 LC_ALL=C LANG=C PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL LANG PATH
-i=- d= o= s= t= os_g=
-trap 's=$? e=$i; os_release; [ "$d" ] || printf '\''\n@onestore-failed %s %s\n'\'' "$e" "$s" >&2' EXIT
+i=- d= o= s= t= w= os_g=
+trap 's=$? e=$i; [ -z "$w" ] || rm -f -- "$w"; os_release; [ "$d" ] || printf '\''\n@onestore-failed %s %s\n'\'' "$e" "$s" >&2' EXIT
 os_release() { :; }
 os_b() { i=$1; printf '\n@onestore-op %s\n' "$i" >&2; }
 os_die() { printf '%s\n' "$1" >&2; exit "${2:-1}"; }
@@ -102,6 +104,12 @@ os_whole() {
   truncate -s -32 -- "$1" && sync "$1"
 }
 os_excl() { dd if=/dev/null of="$1" conv=excl status=none; }
+os_temp() {
+  trap 'exit 143' TERM HUP INT
+  w=$1/.onestore.$$-$i-$(date +%N)
+  (umask 077; os_excl "$w") || { s=$?; w=; exit "$s"; }
+}
+os_kept() { w=; trap - TERM HUP INT; }
 exec 4>&1 5<&0 </dev/null
 "#;
 
@@ -259,9 +267,9 @@ fn change(op: &Op) -> String {
         Op::Write { path, content, mode } => {
             let content = BASE64.encode(content.reveal());
             format!(
-                "t=$(mktemp -- {dir}/.onestore.XXXXXX) || exit\n\
-                 {{ printf %s '{content}' | base64 -d >\"$t\" && chmod {mode:04o} -- \"$t\" && sync \"$t\" \
-                 && mv -fT -- \"$t\" {path} && sync {dir}; }} || {{ s=$?; rm -f -- \"$t\"; exit $s; }}",
+                "os_temp {dir}\n\
+                 printf %s '{content}' | base64 -d >\"$w\" && chmod {mode:04o} -- \"$w\" && sync \"$w\" \
+                 && mv -fT -- \"$w\" {path} && sync {dir} || exit\nos_kept",
                 dir = dir_of(path),
                 mode = mode & 0o7777,
                 path = q(path),
@@ -351,9 +359,9 @@ fn move_file(from: &Path, to: &Path) -> String {
         "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
          if [ \"$t\" = \"${{o##* }}\" ]; then mv -fT -- {from} {to} && sync {dir} {from_dir} || exit\n\
          elif [ -d {from} ] && ! [ -L {from} ]; then os_die ': Is a directory'\n\
-         else t=$(mktemp -- {dir}/.onestore.XXXXXX) || exit\n\
-         {{ rm -f -- \"$t\" && cp -dpT --reflink=auto --sparse=auto -- {from} \"$t\" && {{ [ -L \"$t\" ] || sync \"$t\"; }} \
-         && mv -fT -- \"$t\" {to} && sync {dir}; }} || {{ s=$?; rm -f -- \"$t\"; exit $s; }}\n\
+         else os_temp {dir}\n\
+         rm -f -- \"$w\" && cp -dpT --reflink=auto --sparse=auto -- {from} \"$w\" && {{ [ -L \"$w\" ] || sync \"$w\"; }} \
+         && mv -fT -- \"$w\" {to} && sync {dir} || exit\nos_kept\n\
          rm -f -- {from} && sync {from_dir} || exit; fi",
         from = q(from),
         to = q(to),
