@@ -214,9 +214,10 @@ fn the_rules_of_local_files_hold_over_there() {
             refused(&lab.path(path), &restricted);
         }
         // Built in: the cloud's files, disks of other users among them, and the home directory of the login.
-        for path in ["/var/lib/one/datastores/0/1/disk.0", "/etc/one/oned.conf", "/root/.ssh/id_ed25519"] {
+        for path in ["/var/lib/one/datastores/0/1/disk.0", "/etc/one/oned.conf"] {
             refused(Path::new(path), "");
         }
+        refused(&lab.path("home/.ssh/id_ed25519"), "");
         // As a new datastore is made: everything but what is safe.
         let usual =
             format!("<RESTRICTED_DIRS>/</RESTRICTED_DIRS><SAFE_DIRS>{}</SAFE_DIRS>", lab.path("open").display());
