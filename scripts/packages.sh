@@ -71,6 +71,7 @@ collect() {
         need 'has ip' iproute2
         need 'has setpriv && has nsenter' util-linux
         need 'has xorriso' xorriso
+        need 'has lxc-start && has lxc-freeze' lxc
         # A guest with an agent: see docs/lab.md.
         need 'has busybox' busybox-static
         need 'has qemu-ga' qemu-guest-agent
