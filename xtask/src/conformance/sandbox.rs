@@ -4,7 +4,7 @@
 //! ROOT/one/var/remotes      the judged tree: directories are real, files are links to it, etc/ is a copy
 //! ROOT/one/var/datastores   where {base} is
 //! ROOT/one/lib  one/etc     what scripts load
-//! ROOT/work  staging  tmp  home
+//! ROOT/files staging  tmp  home
 //! ROOT/bin                  stand-ins for oned's commands, the ssh wrapper
 //! ROOT/oned                 the objects they answer with
 //! ```
@@ -51,7 +51,7 @@ impl Sandbox {
         let dir = tempfile::Builder::new().prefix("kit-").tempdir_in(above)?;
         // The system's temporary directory may be a link; drivers compare canonical names.
         let root = dir.path().canonicalize()?;
-        for name in ["one/var/datastores", "one/etc", "one/lib/sh", "work", "staging", "tmp", "home", "bin", "oned"] {
+        for name in ["one/var/datastores", "one/etc", "one/lib/sh", "files", "staging", "tmp", "home", "bin", "oned"] {
             fs::create_dir_all(root.join(name))?;
         }
         let remotes = root.join("one/var/remotes");
@@ -61,7 +61,7 @@ impl Sandbox {
             fs::create_dir_all(file.parent().context("A configuration file without a directory")?)?;
             let mut file = fs::OpenOptions::new().append(true).create(true).open(file)?;
             // Nothing else can be known before the sandbox stands.
-            let text = text.replace("{work}", &root.join("work").display().to_string());
+            let text = text.replace("{work}", &root.join("files").display().to_string());
             write!(file, "\n{text}\n")?;
         }
         library(tree, &root.join("one/lib"))?;
@@ -99,8 +99,8 @@ impl Sandbox {
         // The double slash is what oned sends.
         vars.set("base", format!("{}//datastores/100", root.join("one/var").display()));
         vars.set("datastores", format!("{}//datastores", root.join("one/var").display()));
-        for name in ["work", "staging", "tmp", "home"] {
-            vars.set(name, text(root.join(name)));
+        for (name, dir) in [("work", "files"), ("staging", "staging"), ("tmp", "tmp"), ("home", "home")] {
+            vars.set(name, text(root.join(dir)));
         }
         vars
     }

@@ -54,7 +54,7 @@ fn groups_of_stdout_name_files() {
                 before = [{ path = '{work}/a', is = 'pattern', size = '8K' }]\n\
                 [case.expect]\nrc = 0\nstdout = '(?<source>{work}/b) raw\\n'\n\
                 after = [{ path = '{source}', same_as = '{work}/a', size = '8K', format = 'raw' }]";
-    let work = "root=$(dirname \"$HOME\"); cd \"$root/work\"";
+    let work = "root=$(dirname \"$HOME\"); cd \"$root/files\"";
     assert_eq!(difference(&format!("{work}; cp a b; echo \"$PWD/b raw\""), case), None);
     let truncated = difference(&format!("{work}; head -c 100 a > b; echo \"$PWD/b raw\""), case);
     assert!(truncated.unwrap().contains("size"));
