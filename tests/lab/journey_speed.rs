@@ -46,6 +46,15 @@ fn ours(lab: &Lab) -> Duration {
     begun.elapsed()
 }
 
+/// Seconds that all processors of this machine have been busy, of /proc/stat (proc_stat(5): hundredths of a second).
+fn busy() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").expect("reads");
+    let fields: Vec<f64> =
+        stat.lines().next().into_iter().flat_map(str::split_whitespace).filter_map(|f| f.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq
+    [0, 1, 2, 5, 6].iter().filter_map(|at| fields.get(*at)).sum::<f64>() / 100.0
+}
+
 fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
     of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
@@ -57,8 +66,10 @@ fn race(lab: &Lab, rounds: u64, contestants: &[(&str, &dyn Fn() -> Duration)]) -
     for round in 0..=rounds {
         for turn in 0..contestants.len() {
             let which = (turn + usize::try_from(round).expect("few")) % contestants.len();
+            let busy = busy();
             let took = contestants[which].1().as_secs_f64();
-            println!("round {round}, {}: {took:.2} s", contestants[which].0);
+            let busy = self::busy() - busy;
+            println!("round {round}, {}: {took:.2} s, {busy:.2} s of CPU", contestants[which].0);
             // The first round warms up.
             if round > 0 {
                 seconds[which].push(took);
