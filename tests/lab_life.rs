@@ -71,18 +71,18 @@ fn rest(vm: &mut Vm<'_>, lab: &Lab, shared: bool) {
 
 /// From host to host, and what is saved and taken back on the way.
 fn travels(vm: &mut Vm<'_>) {
-    vm.snapshot(0, 0);
-    vm.snapshot(1, 0);
-    vm.mark(1);
     vm.stop();
     vm.resume_stopped_on("host2");
     vm.migrate_live("host1");
+    vm.snapshot(0, 0);
+    vm.snapshot(1, 0);
+    vm.mark(1);
     vm.snapshot(0, 1);
     vm.save_as(0, -1);
     vm.save_as(0, 0);
     vm.save_as(3, -1);
-    vm.migrate_saved("host2");
     vm.power_off();
+    vm.migrate_off("host2");
     vm.snapshot(3, 0);
     vm.revert(0, 0);
     vm.save_as(1, 0);

@@ -337,6 +337,13 @@ impl Vm<'_> {
         self.restore();
     }
 
+    /// The files of a VM that is off go to another host.
+    pub fn migrate_off(&mut self, to: &str) {
+        self.begin("migrate, off", 43);
+        self.history.push(to.to_owned());
+        self.move_to(to);
+    }
+
     /// `virsh migrate --live`, between `premigrate` and `postmigrate`.
     pub fn migrate_live(&mut self, to: &str) {
         self.begin("migrate, live", 4);
@@ -491,6 +498,8 @@ impl Vm<'_> {
         let folder = PathBuf::from(format!("{}.snap", image.display()));
         let names = fs::read_dir(&folder).into_iter().flatten().flatten();
         let newest = names.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).max();
-        newest.filter(|_| self.storage.has_layers()).map_or(image, |newest| folder.join(newest.to_string()))
+        newest
+            .filter(|_| self.storage.has_layers() && DISKS[number].format == "qcow2")
+            .map_or(image, |newest| folder.join(newest.to_string()))
     }
 }

@@ -32,11 +32,11 @@ impl Metadata {
         };
         Some(Self { last_used: epoch(&value(":last_used: ")?)?, modtime: value(":modtime: ")? })
     }
+}
 
-    /// Whether it was not asked for during the last `seconds`.
-    pub fn is_older(&self, age: Duration, now: SystemTime) -> bool {
-        self.last_used.saturating_add(age.as_secs()) < seconds(now)
-    }
+/// Whether what was asked for at `last_used`, in seconds since 1970, was not for as long as `age`.
+pub fn is_older(last_used: u64, age: Duration, now: SystemTime) -> bool {
+    last_used.saturating_add(age.as_secs()) < seconds(now)
 }
 
 /// The content of the file.
