@@ -69,22 +69,25 @@ fn rest(vm: &mut Vm<'_>, lab: &Lab, shared: bool) {
     vm.terminate();
 }
 
-/// From host to host, and what is saved and taken back on the way.
-fn travels(vm: &mut Vm<'_>) {
+/// From host to host, and what is saved and taken back on the way. `merged`: what becomes of the files of snapshots when one
+/// of three goes.
+fn travels(vm: &mut Vm<'_>, merged: (&[&str], &[&str])) {
     vm.stop();
     vm.resume_stopped_on("host2");
     vm.migrate_live("host1");
-    vm.snapshot(0, 0);
+    for k in 0..3 {
+        vm.snapshot(0, k);
+    }
     vm.snapshot(1, 0);
     vm.mark(1);
-    vm.snapshot(0, 1);
+    vm.delete_snapshot(0, 1, merged.0, merged.1);
     vm.save_as(0, -1);
-    vm.save_as(0, 0);
+    vm.save_as(0, 2);
     vm.save_as(3, -1);
     vm.power_off();
     vm.migrate_off("host2");
     vm.snapshot(3, 0);
-    vm.revert(0, 0);
+    vm.revert(0, 2);
     vm.save_as(1, 0);
     vm.save_as(2, -1);
     vm.resize(0, 56);
@@ -92,6 +95,7 @@ fn travels(vm: &mut Vm<'_>) {
     vm.deploy();
     vm.mark(3);
     vm.terminate();
+    vm.lend_again();
 }
 
 #[test]
@@ -126,7 +130,7 @@ fn on_storage_of_the_hosts_in_layers() {
         lab.sync_agent();
         let mut vm = Vm::new(lab, Storage::Local);
         vm.instantiate();
-        travels(&mut vm);
+        travels(&mut vm, (&["2"], &["2.current"]));
         publish("Storage of the hosts' own: local", &vm.transcript());
     });
 }
@@ -138,7 +142,7 @@ fn on_storage_of_the_hosts_in_copies() {
         lab.sync_agent();
         let mut vm = Vm::new(lab, Storage::Ssh);
         vm.instantiate();
-        travels(&mut vm);
+        travels(&mut vm, (&["1"], &[]));
         publish("Storage of the hosts' own: ssh", &vm.transcript());
     });
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Output;
 
+use super::MAD;
 use super::tm_faults::{Cloud, same};
 
 /// oned's `MODTIME` of the images.
@@ -16,7 +17,7 @@ pub const DEF: [&str; 4] = ["{ds}/1/def", "node1:{ds}/103/7/disk.1", "7", "1"];
 
 /// A cloud with a cache; both images have `mib` MiB.
 pub fn cloud(mib: u32) -> Cloud {
-    let cloud = Cloud::new();
+    let cloud = Cloud::of(MAD);
     fs::create_dir_all(cloud.path("oned/image")).expect("a folder");
     fs::create_dir(cloud.path("cache")).expect("a folder");
     let datastore = format!(
