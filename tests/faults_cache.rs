@@ -115,6 +115,7 @@ fn killed_or_cancelled_at_any_moment() {
         std::thread::sleep(took * moment / MOMENTS);
         signal(&child, how);
         let ran = child.wait_with_output().expect("waits");
+        cloud.settle();
         consistent(&cloud, &when);
         let disk = cloud.path("ds/103/7/disk.2");
         assert!(!disk.exists() || same(&disk, &cloud.path("ds/1/abc")), "{when}");

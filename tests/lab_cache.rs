@@ -186,6 +186,7 @@ fn what_the_dead_have_left_is_not_in_the_way() {
             std::thread::sleep(Duration::from_millis(moment * 8));
             signal(&child, Signal::KILL);
             child.wait().expect("waits");
+            cloud.settle();
             cloud.done("clone", &ABC);
             hit(cloud, &when);
         }
