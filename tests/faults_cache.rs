@@ -145,9 +145,11 @@ fn an_image_that_goes_while_it_is_read_is_fetched_elsewhere() {
     };
     let exchanged = |cloud: &Cloud| {
         fs::write(cloud.path("cache/new"), vec![9; (MIB << 20) as usize]).expect("writes");
-        fs::rename(cloud.path("cache/new"), cloud.path("cache/abc")).expect("renames");
-        fs::write(cloud.path("cache/abc-metadata"), metadata("2026-01-01T00:00:00+00:00").replace("'5'", "'6'"))
-            .expect("writes");
+        let text = metadata("2026-01-01T00:00:00+00:00").replace("'5'", "'6'");
+        fs::write(cloud.path("cache/.text"), text).expect("writes");
+        let mut both = Command::new("flock");
+        both.current_dir(cloud.path("cache")).args(["abc-lock", "sh", "-c", "mv new abc && mv .text abc-metadata"]);
+        assert!(both.status().expect("flock").success());
     };
     let disturbances: [(&str, &dyn Fn(&Cloud)); 2] = [("gone", &gone), ("exchanged", &exchanged)];
     for (what, disturb) in disturbances {

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,20 @@ mod sshd;
 use sshd::Sshd;
 
 /// MiB of what travels.
-const MIB: usize = 12;
+const MIB: usize = 6;
+
+/// Data that does not compress.
+static DATA: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut number = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut data = Vec::with_capacity(MIB << 20);
+    while data.len() < MIB << 20 {
+        number ^= number << 13;
+        number ^= number >> 7;
+        number ^= number << 17;
+        data.extend(number.to_le_bytes());
+    }
+    data
+});
 
 /// Moments of a run at which it is disturbed.
 const MOMENTS: u32 = 2;
@@ -83,7 +97,6 @@ struct Cloud {
     sshd: Sshd,
     mad: &'static str,
     travel: Travel,
-    data: Vec<u8>,
 }
 
 impl Cloud {
@@ -131,22 +144,14 @@ impl Cloud {
             disk(3, "NO")
         );
         fs::write(path("oned/vm/7.xml"), vm).expect("the VM");
-        let mut number = 0x9E37_79B9_7F4A_7C15_u64;
-        let mut data = Vec::with_capacity(MIB << 20);
-        while data.len() < MIB << 20 {
-            number ^= number << 13;
-            number ^= number >> 7;
-            number ^= number << 17;
-            data.extend(number.to_le_bytes());
-        }
-        let cloud = Self { sshd, mad, travel, data };
+        let cloud = Self { sshd, mad, travel };
         cloud.plant();
         cloud
     }
 
     /// What there is before the action.
     fn plant(&self) {
-        fs::write(self.path(self.travel.from), &self.data).expect("writes");
+        fs::write(self.path(self.travel.from), &*DATA).expect("writes");
         if self.travel.action == "mvds" {
             fs::write(self.path(self.travel.to), "the old image").expect("writes");
         }
@@ -185,7 +190,7 @@ impl Cloud {
     }
 
     fn is_whole(&self) -> bool {
-        fs::read(self.path(self.travel.to)).is_ok_and(|there| there == self.data)
+        fs::read(self.path(self.travel.to)).is_ok_and(|there| there == *DATA)
     }
 
     #[track_caller]
@@ -198,7 +203,7 @@ impl Cloud {
     /// The target is what it was, and what was to be read is there.
     #[track_caller]
     fn is_as_before(&self, when: &str) {
-        assert!(fs::read(self.path(self.travel.from)).is_ok_and(|there| there == self.data), "{when}: the source");
+        assert!(fs::read(self.path(self.travel.from)).is_ok_and(|there| there == *DATA), "{when}: the source");
         match self.travel.action {
             "mvds" => assert_eq!(fs::read(self.path(self.travel.to)).expect("reads"), b"the old image", "{when}"),
             _ => assert!(!self.path(self.travel.to).exists(), "{when}"),
@@ -272,7 +277,7 @@ impl Drop for Small {
 #[ignore = "needs sshd and root"]
 fn a_target_without_space_stays_as_it_was() {
     every(&[Peer::Same, Peer::Nothing], |cloud, when| {
-        let small = Small::mount(cloud.path(cloud.travel.room), "size=5m,mode=755");
+        let small = Small::mount(cloud.path(cloud.travel.room), "size=3m,mode=755");
         cloud.plant();
         let line = one_line(&cloud.run(), when);
         assert!(line.contains("No space left on device"), "{when}: {line}");
@@ -299,7 +304,7 @@ fn a_source_that_changes_is_no_source() {
             scope.spawn(|| {
                 let file = File::options().write(true).open(cloud.path(cloud.travel.from)).expect("opens");
                 while !over.load(Ordering::Relaxed) {
-                    file.write_all_at(&cloud.data[..64], 0).expect("writes");
+                    file.write_all_at(&DATA[..64], 0).expect("writes");
                     std::thread::sleep(Duration::from_millis(1));
                 }
             });

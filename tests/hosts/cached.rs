@@ -78,7 +78,9 @@ pub fn consistent(cloud: &Cloud, when: &str) {
 /// Names of what unfinished fetches have left in the cache.
 pub fn leftovers(cloud: &Cloud) -> Vec<String> {
     let names = fs::read_dir(cloud.path("cache/.onestore")).into_iter().flatten().flatten();
-    names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    // Whoever finds the image has nothing to clear away: the claims of the dead go with the next fetch.
+    names.filter(|name| !name.ends_with(".claim.part")).collect()
 }
 
 /// The next one finds the image, and its disk is right.

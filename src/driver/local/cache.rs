@@ -308,16 +308,29 @@ impl Cache {
         let [_, metadata, stat] = answers.as_slice() else { bail!("The host did not answer all questions") };
         let now = self.hit(wanted, metadata, stat);
         let same = now.is_some_and(|now| (now.stat.dev, now.stat.ino) == (cached.stat.dev, cached.stat.ino));
-        if same {
-            let content = Secret::new(Metadata::now(&wanted.modtime).to_string());
-            let write = Op::Write { path: self.metadata(wanted.name), content, mode: 0o644 };
-            let step = Step::new(host, "Note that the cached image was used", [lock, write]);
-            if let Err(error) = cx.apply(step) {
-                cx.control.check()?;
-                cx.warn(format!("{error:#}"));
-            }
+        if same && let Err(error) = self.note_use(cx, host, wanted, cached) {
+            cx.control.check()?;
+            cx.warn(format!("{error:#}"));
         }
         Ok(same)
+    }
+
+    /// Writes down that the image was used now.
+    fn note_use(&self, cx: &Cx<'_>, host: &Arc<dyn Host>, wanted: &Wanted<'_>, cached: &Cached) -> Result<()> {
+        let lock = self.lock(wanted.name, LOCK_WAIT);
+        let path = self.metadata(wanted.name);
+        let content = Secret::new(Metadata::now(&wanted.modtime).to_string());
+        let write = Op::Write { path: path.clone(), content, mode: 0o644 };
+        let look = Op::Stat { path: self.file(wanted.name), follow: false };
+        let what = "Note that the cached image was used";
+        let values = cx.apply(Step::new(host, what, [lock.clone(), write, look]))?;
+        let now = values.get(2).and_then(Value::stat);
+        if now.is_none_or(|now| (now.dev, now.ino) != (cached.stat.dev, cached.stat.ino)) {
+            // Another one came in between: this is not known of it.
+            let remove = Op::Remove { path, tree: false, must_exist: false };
+            cx.apply(Step::new(host, "What was noted is of an image that is gone", [lock, remove]))?;
+        }
+        Ok(())
     }
 }
 
