@@ -20,6 +20,7 @@ use crate::exec::relay;
 use crate::exec::staging::{self, Owner};
 use crate::exec::step::{Feed, Step};
 use crate::report::Log;
+use crate::tool::coreutils;
 use crate::transfer::rate::Rate;
 
 /// One regular file on its way. Links are followed at `from`.
@@ -359,6 +360,8 @@ fn streamed(cx: &Cx<'_>, journey: &Journey<'_>, load: &Load, failure: &str) -> R
         Op::Receive { path: to.clone(), sparse: journey.sparse },
         Op::Sync { path: to.clone() },
         Op::Sha256 { path: to.clone() },
+        // The staging directory is open to nobody else, so this is early enough.
+        Op::Run(coreutils::chmod(&withheld(before.mode), to)),
     ];
     let what = format!("Stream {} through the front-end", from.display());
     let undo = [remove(to.clone())];
@@ -376,6 +379,14 @@ fn streamed(cx: &Cx<'_>, journey: &Journey<'_>, load: &Load, failure: &str) -> R
         bail!("{failure}: The copy of {} is not what {host} has; was it written to meanwhile?", from.display());
     }
     Ok(())
+}
+
+/// What takes from group and others what a file of this mode does not grant them, for chmod(1).
+fn withheld(mode: u32) -> String {
+    let lacks =
+        |shift: u32| [(4, 'r'), (2, 'w'), (1, 'x')].map(|(bit, name)| (mode >> shift & bit == 0).then_some(name));
+    let text = |who: char, shift: u32| format!("{who}-{}", lacks(shift).into_iter().flatten().collect::<String>());
+    format!("{},{}", text('g', 3), text('o', 0))
 }
 
 fn called(host: &Arc<dyn Host>) -> &str {

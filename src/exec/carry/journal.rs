@@ -24,7 +24,7 @@ pub struct Journal {
 }
 
 fn title(identity: &Identity) -> String {
-    let Identity { size, ino, mtime } = identity;
+    let Identity { size, ino, mtime, mode: _ } = identity;
     format!("onestore journal 1: size {size} inode {ino} mtime {mtime}\n")
 }
 
@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    const OF: Identity = Identity { size: 1 << 30, ino: 7, mtime: 5 };
+    const OF: Identity = Identity { size: 1 << 30, ino: 7, mtime: 5, mode: 0o600 };
 
     proptest! {
         #[test]

@@ -198,26 +198,30 @@ pub struct Identity {
     pub ino: u64,
     /// When its content was last written, in nanoseconds since 1970.
     pub mtime: i128,
+    /// Who may read, write and run it (`0777`): the copy is for nobody else.
+    pub mode: u32,
 }
 
 /// Bytes of an [`Identity`] on its way.
-const IDENTITY: usize = 32;
+const IDENTITY: usize = 36;
 
 impl Identity {
     fn to_bytes(self) -> Vec<u8> {
-        let Self { size, ino, mtime } = self;
-        [&size.to_le_bytes()[..], &ino.to_le_bytes(), &mtime.to_le_bytes()].concat()
+        let Self { size, ino, mtime, mode } = self;
+        [&size.to_le_bytes()[..], &ino.to_le_bytes(), &mtime.to_le_bytes(), &mode.to_le_bytes()].concat()
     }
 
     fn of_bytes(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; IDENTITY] = bytes.try_into().ok()?;
         let (size, rest) = bytes.split_first_chunk::<8>()?;
         let (ino, rest) = rest.split_first_chunk::<8>()?;
-        let mtime: &[u8; 16] = rest.try_into().ok()?;
+        let (mtime, rest) = rest.split_first_chunk::<16>()?;
+        let mode: &[u8; 4] = rest.try_into().ok()?;
         Some(Self {
             size: u64::from_le_bytes(*size),
             ino: u64::from_le_bytes(*ino),
             mtime: i128::from_le_bytes(*mtime),
+            mode: u32::from_le_bytes(*mode) & 0o777,
         })
     }
 

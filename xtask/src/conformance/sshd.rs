@@ -60,7 +60,7 @@ impl Sshd {
         let env = more.env.iter().fold(String::new(), |all, (name, value)| all + " " + name + "=" + value);
         let server = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\n\
-             UsePAM no\nSetEnv ONESTORE_LOCK_DIR={} PATH={}{env}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
+             UsePAM no\nSetEnv ONESTORE_LOCK_DIR={} PATH={}{env}\nPasswordAuthentication no\nSubsystem sftp internal-sftp\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
             name("host"),
             name("authorized"),
             name("locks"),
