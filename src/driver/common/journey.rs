@@ -360,13 +360,17 @@ fn streamed(cx: &Cx<'_>, journey: &Journey<'_>, load: &Load, failure: &str) -> R
         Op::Receive { path: to.clone(), sparse: journey.sparse },
         Op::Sync { path: to.clone() },
         Op::Sha256 { path: to.clone() },
-        // The staging directory is open to nobody else, so this is early enough.
-        Op::Run(coreutils::chmod(&withheld(before.mode), to)),
     ];
     let what = format!("Stream {} through the front-end", from.display());
     let undo = [remove(to.clone())];
     let step = Step::new(journey.to, what, ops).or_say(failure).undo(undo).feed(Feed::Stream(Box::new(reader)));
     let values = cx.apply(step)?;
+    if before.mode & READABLE != READABLE {
+        // Nobody else looks into the staging directory, so this is early enough.
+        let what = format!("Keep {} from whom the original is kept", to.display());
+        let step = Step::new(journey.to, what, [Op::Run(coreutils::chmod(&withheld(before.mode), to))]);
+        cx.apply(step.or_say(failure))?;
+    }
     // Compared with what is there now: a source that somebody writes to is no source of a copy.
     let original = cx.ask(journey.from, Op::Sha256 { path: from.clone() }).with_context(|| failure.to_owned())?;
     let arrived = values.first().and_then(Value::number);
@@ -380,6 +384,9 @@ fn streamed(cx: &Cx<'_>, journey: &Journey<'_>, load: &Load, failure: &str) -> R
     }
     Ok(())
 }
+
+/// Permissions of a file that everybody may read: its copy is made with them.
+const READABLE: u32 = 0o044;
 
 /// What takes from group and others what a file of this mode does not grant them, for chmod(1).
 fn withheld(mode: u32) -> String {
