@@ -161,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    const OF: Identity = Identity { size: 1 << 30, ino: 7, mtime: 5, ctime: 6 };
+    const OF: Identity = Identity { size: 1 << 30, ino: 7, mtime: 5, ctime: 6, mode: 0o600 };
 
     fn ranges(entries: Option<Entries>) -> Vec<u64> {
         entries.unwrap_or_default().ranges.iter().map(|(at, _)| *at).collect()

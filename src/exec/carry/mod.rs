@@ -200,15 +200,19 @@ pub struct Identity {
     pub mtime: i128,
     /// When anything of it was last changed, its times and names among it, in nanoseconds since 1970: nobody can set it.
     pub ctime: i128,
+    /// Who may read, write and run it (`0777`): the copy is for nobody else.
+    pub mode: u32,
 }
 
 /// Bytes of an [`Identity`] on its way.
-const IDENTITY: usize = 48;
+const IDENTITY: usize = 52;
 
 impl Identity {
     fn to_bytes(self) -> Vec<u8> {
-        let Self { size, ino, mtime, ctime } = self;
-        [&size.to_le_bytes()[..], &ino.to_le_bytes(), &mtime.to_le_bytes(), &ctime.to_le_bytes()].concat()
+        let Self { size, ino, mtime, ctime, mode } = self;
+        let [size, ino] = [size, ino].map(u64::to_le_bytes);
+        let [mtime, ctime] = [mtime, ctime].map(i128::to_le_bytes);
+        [&size[..], &ino, &mtime, &ctime, &mode.to_le_bytes()].concat()
     }
 
     fn of_bytes(bytes: &[u8]) -> Option<Self> {
@@ -216,12 +220,14 @@ impl Identity {
         let (size, rest) = bytes.split_first_chunk::<8>()?;
         let (ino, rest) = rest.split_first_chunk::<8>()?;
         let (mtime, rest) = rest.split_first_chunk::<16>()?;
-        let ctime: &[u8; 16] = rest.try_into().ok()?;
+        let (ctime, rest) = rest.split_first_chunk::<16>()?;
+        let mode: &[u8; 4] = rest.try_into().ok()?;
         Some(Self {
             size: u64::from_le_bytes(*size),
             ino: u64::from_le_bytes(*ino),
             mtime: i128::from_le_bytes(*mtime),
             ctime: i128::from_le_bytes(*ctime),
+            mode: u32::from_le_bytes(*mode) & 0o777,
         })
     }
 

@@ -146,7 +146,7 @@ mod tests {
             std::fs::write(&path, [7; 5000]).expect("writes");
             let mut input = Vec::new();
             if begin {
-                let identity = Identity { size: 5000, ino: 1, mtime: 1, ctime: 1 };
+                let identity = Identity { size: 5000, ino: 1, mtime: 1, ctime: 1, mode: 0o600 };
                 let begin = Begin { identity, allocate: false, first: true };
                 frame::write(&mut input, Head { kind: Kind::Begin, file: 0, at: 0 }, &[&begin.to_bytes()]).expect("writes");
             }

@@ -123,7 +123,7 @@ impl End for Store {
         let data = file.metadata().map_err(|e| Failure::io("look at", &path, &e))?;
         let time = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
         let (mtime, ctime) = (time(data.mtime(), data.mtime_nsec()), time(data.ctime(), data.ctime_nsec()));
-        Ok(Identity { size: data.len(), ino: data.ino(), mtime, ctime })
+        Ok(Identity { size: data.len(), ino: data.ino(), mtime, ctime, mode: data.mode() & 0o777 })
     }
 
     fn map(&mut self, file: u16) -> Result<Vec<Span>, Failure> {
@@ -164,6 +164,8 @@ impl End for Store {
         let mut options = OpenOptions::new();
         let nofollow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).map_err(|e| failed(io::Error::other(e)))?;
         options.read(true).write(true).create(begin.first).custom_flags(nofollow);
+        // The other streams have to open it as well.
+        options.mode(begin.identity.mode | 0o600);
         let target = options.open(&*path).map_err(failed)?;
         let data = target.metadata().map_err(failed)?;
         if !data.is_file() {
@@ -275,7 +277,7 @@ mod tests {
 
     #[test]
     fn spans_and_ranges_are_the_same() {
-        let of = Identity { size: 5 * ALL + 1, ino: 1, mtime: 1, ctime: 1 };
+        let of = Identity { size: 5 * ALL + 1, ino: 1, mtime: 1, ctime: 1, mode: 0o600 };
         assert_eq!(ranges(&[(0, 1), (3, u64::MAX), (2, 1), (4, 9)], &of), [0, 3, 4, 5]);
         assert_eq!(spans([0, 3, 4, 5]), [(0, 1), (3, 3)]);
     }

@@ -278,7 +278,7 @@ fn server(args: &Args, tree: &Tree, who: Who) -> Result<Sshd> {
         }
         _ => String::new(),
     };
-    Sshd::start_with(&More { server: &command, ..More::default() })
+    Sshd::start(&More { server: &command, ..More::default() })
 }
 
 /// The tree, with the binary over there where there is only a stand-in for ssh.

@@ -177,6 +177,7 @@ impl<'a> World<'a> {
             argv = [rest, &[entry.display().to_string()], &argv].concat();
         }
         process::run(Run {
+            before: Vec::new(),
             program: &program,
             argv: &argv,
             env: self.env(call)?,
