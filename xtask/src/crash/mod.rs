@@ -9,7 +9,9 @@
 //! 2. The same action succeeds, or says that there is nothing to do any more.
 //! 3. Afterwards the tree is that of an undisturbed run, in names, contents and modes; no process and no mount is left.
 //!
-//! Reading order: [`calls`], [`tracer`], [`remote`], [`world`], [`state`], [`scenario`], [`report`].
+//! With `--fault` a call fails in the place of the kill ([`fault`], [`faults`]).
+//!
+//! Reading order: [`calls`], [`tracer`], [`remote`], [`world`], [`state`], [`scenario`], [`fault`], [`faults`], [`report`].
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -26,6 +28,8 @@ use crate::conformance::sandbox::Tree;
 use crate::conformance::sshd::{More, Sshd};
 
 mod calls;
+mod fault;
+mod faults;
 mod power;
 mod remote;
 mod report;
@@ -35,6 +39,7 @@ mod tracer;
 mod tree;
 mod world;
 
+use fault::Fault;
 use report::Row;
 use scenario::Choice;
 use tracer::Who;
@@ -59,6 +64,9 @@ pub struct Args {
     /// Who is killed
     #[arg(long, value_enum, default_value = "self")]
     who: Vec<Who>,
+    /// Instead of killing, let calls answer this
+    #[arg(long, value_enum, conflicts_with = "power")]
+    fault: Vec<Fault>,
     /// Kill at this many points of each case, drawn by the seed, instead of at all
     #[arg(long, value_name = "N")]
     sample: Option<usize>,
@@ -115,10 +123,11 @@ enum Far {
 /// The program cannot be traced.
 pub fn hidden() -> Option<Result<ExitCode>> {
     let mut words = std::env::args_os().skip(1);
-    match words.next()?.to_str()? {
-        tracer::WORD => {
+    let word = words.next()?;
+    match word.to_str()? {
+        tracer::WORD | tracer::CLOSING => {
             let words: Vec<OsString> = words.collect();
-            Some(tracer::become_traced(&words).map(|never| match never {}))
+            Some(tracer::become_traced(&words, word == tracer::CLOSING).map(|never| match never {}))
         }
         remote::WORD => {
             let agent = words.next().filter(|word| !word.is_empty());
@@ -152,8 +161,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Err(own.env(OWN_MOUNTS, "yes").exec()).context("Cannot run unshare");
     }
     let installed = tree::Installed::new(args.binary.as_deref())?;
-    let queue: Mutex<VecDeque<(&Case, Who)>> =
-        Mutex::new(args.who.iter().flat_map(|who| cases.iter().map(move |case| (case, *who))).collect());
+    let faults = if args.fault.is_empty() { vec![None] } else { args.fault.iter().copied().map(Some).collect() };
+    let ways = args.who.iter().flat_map(|who| faults.iter().map(move |fault| (*who, *fault)));
+    let queue: Queue<'_> =
+        Mutex::new(ways.flat_map(|(who, fault)| cases.iter().map(move |case| (case, who, fault))).collect());
     let rows = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         let workers: Vec<_> =
@@ -206,17 +217,21 @@ fn scenarios(args: &Args) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
+/// What is still to be done.
+type Queue<'a> = Mutex<VecDeque<(&'a Case, Who, Option<Fault>)>>;
+
 /// Takes scenarios until there are none left. One that the harness cannot run has failed.
-fn worker(args: &Args, tree: &Tree, queue: &Mutex<VecDeque<(&Case, Who)>>, rows: &Mutex<Vec<Row>>) -> Result<()> {
+fn worker(args: &Args, tree: &Tree, queue: &Queue<'_>, rows: &Mutex<Vec<Row>>) -> Result<()> {
     let mut servers: Vec<(Who, Sshd)> = Vec::new();
     loop {
-        let Some((case, who)) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return Ok(()) };
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some((case, who, fault)) = next else { return Ok(()) };
         if who == Who::Remote && !case.needs_bridge() {
             continue;
         }
-        let choice = Choice { who, sample: args.sample, seed: args.seed };
+        let choice = Choice { who, fault, sample: args.sample, seed: args.seed };
         let row = one(args, case, tree, choice, &mut servers).unwrap_or_else(|error| {
-            let mut row = Row::new(case, who);
+            let mut row = Row::new(case, who, fault);
             let wrong = vec![format!("The harness cannot run this: {error:#}")];
             row.failures.push(report::Failure { number: 0, point: String::new(), wrong, stderr: String::new() });
             row

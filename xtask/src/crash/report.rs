@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::fault::Fault;
 use super::tracer::Who;
 use crate::conformance::case::Case;
 
@@ -25,9 +26,18 @@ pub struct Row {
     pub variant: String,
     /// Who was killed.
     pub who: String,
+    /// What was injected, if it was not a kill.
+    #[serde(default)]
+    pub fault: Option<String>,
+    /// Faults after which the action succeeded all the same.
+    #[serde(default)]
+    pub succeeded: usize,
+    /// Faults after which it failed, and part of what it takes away or replaces was gone or replaced.
+    #[serde(default)]
+    pub partly: usize,
     /// State-changing calls of an undisturbed run.
     pub points: usize,
-    /// Runs that were killed.
+    /// Runs that were killed, or had a fault.
     pub killed: usize,
     /// Kills after which the action had nothing left to do and said so.
     pub done_already: usize,
@@ -56,7 +66,7 @@ pub struct Failure {
 
 impl Row {
     /// An empty one.
-    pub fn new(case: &Case, who: Who) -> Self {
+    pub fn new(case: &Case, who: Who, fault: Option<Fault>) -> Self {
         let who = match who {
             Who::Itself => "self",
             Who::Children => "children",
@@ -67,6 +77,9 @@ impl Row {
             action: case.action().to_owned(),
             variant: format!("{}/{}", case.file, case.name),
             who: who.to_owned(),
+            fault: fault.map(|fault| fault.name().to_owned()),
+            succeeded: 0,
+            partly: 0,
             points: 0,
             killed: 0,
             done_already: 0,
@@ -111,8 +124,13 @@ pub fn failures(rows: &[Row]) -> String {
         for failure in &row.failures {
             let _ = writeln!(
                 text,
-                "{} {}: {} killed at {}: {}",
-                row.action, row.variant, row.who, failure.number, failure.point
+                "{} {}: {} {} at {}: {}",
+                row.action,
+                row.variant,
+                row.who,
+                row.fault.as_deref().unwrap_or("killed"),
+                failure.number,
+                failure.point
             );
             for wrong in &failure.wrong {
                 let _ = writeln!(text, "    {wrong}");
