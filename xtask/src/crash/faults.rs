@@ -10,10 +10,13 @@ use anyhow::Result;
 use super::fault::Fault;
 use super::report::Row;
 use super::scenario::{Disturbed, again, left_behind, reply};
-use super::state::{Entry, Kind, Reference, State};
+use super::state::{Entry, Kind, Reference, State, is_staging};
 use super::tracer::Who;
 use super::world::World;
 use crate::conformance::expect::plain_lines;
+
+/// Calls that remove something.
+const REMOVES: [&str; 2] = [": unlink", ": rmdir"];
 
 /// A fault, and what undisturbed runs begin with and come to.
 pub struct Faults<'a> {
@@ -65,8 +68,14 @@ impl<'a> Faults<'a> {
         let mut named = named;
         named.paths.retain(|name, entry| !self.is_ground(name, entry));
         if !self.nothing.differences(&root, &named, &drawn).is_empty() {
-            let strays = named.paths.keys().filter(|name| !self.reference.before.paths.contains_key(*name));
-            wrong.extend(strays.map(|name| format!("failed, and left {name}")));
+            // What cannot be removed stays, below a name by which the next action removes it.
+            let removing = run.at.as_ref().is_some_and(|at| REMOVES.iter().any(|call| at.contains(call)));
+            let strays: Vec<_> = named
+                .paths
+                .keys()
+                .filter(|name| !self.reference.before.paths.contains_key(*name) && !(removing && is_staging(name)))
+                .collect();
+            wrong.extend(strays.into_iter().map(|name| format!("failed, and left {name}")));
             row.partly += 1;
         }
         wrong.extend(again(world, self.reference, differences.is_empty(), false, row, None)?);

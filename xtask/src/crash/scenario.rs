@@ -69,19 +69,25 @@ pub struct Disturbed {
     pub stderr: String,
 }
 
-/// Disturbs `world`'s action at the chosen points. `remote` is where the far end of ssh counts.
+/// Disturbs `world`'s action in each of these ways, at the chosen points. `remote` is where the far end of ssh counts.
 ///
 /// # Errors
 /// The action does not do undisturbed what its case says, or the harness itself fails.
-pub fn enumerate(world: &mut World<'_>, choice: Choice, remote: Option<&Path>) -> Result<Row> {
+pub fn enumerate(world: &mut World<'_>, ways: &[Choice], remote: Option<&Path>) -> Result<Vec<Row>> {
+    let Some(reference) = reference(world)? else {
+        return Ok(Vec::new());
+    };
+    let rows = ways.iter().map(|choice| one_way(world, *choice, &reference, remote)).collect();
+    world.restore()?;
+    rows
+}
+
+fn one_way(world: &World<'_>, choice: Choice, reference: &Reference, remote: Option<&Path>) -> Result<Row> {
     let begin = Instant::now();
     let mut row = Row::new(world.case, choice.who, choice.fault);
-    let Some(reference) = reference(world)? else {
-        return Ok(row);
-    };
     let whole = disturb(world, choice, 0, remote)?;
     row.points = whole.count;
-    let faults = choice.fault.map(|fault| Faults::new(fault, choice.who, &reference, &whole));
+    let faults = choice.fault.map(|fault| Faults::new(fault, choice.who, reference, &whole));
     // Runs differ a little: threads, and how full pipes are. So it goes on until a run ends undisturbed.
     let chosen = chosen(whole.count, choice);
     let mut next = 1;
@@ -101,7 +107,7 @@ pub fn enumerate(world: &mut World<'_>, choice: Choice, remote: Option<&Path>) -
         }
         let wrong = match &faults {
             Some(faults) => faults.judge(world, &run, &mut row)?,
-            None => judge(world, &reference, &run, &mut row)?,
+            None => judge(world, reference, &run, &mut row)?,
         };
         if !wrong.is_empty() {
             let point = run.at.clone().unwrap_or_else(|| "not disturbed".to_owned());
@@ -115,7 +121,6 @@ pub fn enumerate(world: &mut World<'_>, choice: Choice, remote: Option<&Path>) -
             break;
         }
     }
-    world.restore()?;
     row.seconds = begin.elapsed().as_secs_f64();
     Ok(row)
 }
