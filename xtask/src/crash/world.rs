@@ -169,6 +169,14 @@ impl<'a> World<'a> {
     /// # Errors
     /// It cannot be started.
     pub fn run(&self, call: &Call, wrapper: Option<&[String]>) -> Result<Ran> {
+        self.run_with(call, wrapper, &[])
+    }
+
+    /// The same with more in the environment.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run_with(&self, call: &Call, wrapper: Option<&[String]>, more: &[(String, String)]) -> Result<Ran> {
         let entry = self.sandbox.entry(call);
         let mut argv = payload::argv(call, &self.vars)?;
         let mut program = entry.clone();
@@ -179,7 +187,7 @@ impl<'a> World<'a> {
         process::run(Run {
             program: &program,
             argv: &argv,
-            env: self.env(call)?,
+            env: [self.env(call)?, more.to_vec()].concat(),
             cwd: &self.root().join("one/var"),
             stdin: payload::stdin(call, &self.vars)?,
             limit: Duration::from_secs(90),
