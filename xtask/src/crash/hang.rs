@@ -6,6 +6,7 @@ use std::any::Any;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,21 +18,23 @@ use fuser::{
 
 use super::scenario::Disturbed;
 use super::tracer::Trace;
-use super::world::World;
+use super::world::{World, tool};
 
 /// Seconds that the action gives storage.
 const PATIENCE: u64 = 1;
 /// How long an action may take: it asks here, and on each host once for every script of its roll-back.
 const BOUND: Duration = Duration::from_secs(15);
 
-/// Unanswered requests; to drop one is to answer it with an error.
-type Kept = Arc<Mutex<Vec<Box<dyn Any + Send>>>>;
+/// Unanswered requests, until all are answered; to drop one is to answer it with an error.
+type Kept = Arc<Mutex<Option<Vec<Box<dyn Any + Send>>>>>;
 
 struct Silent(Kept);
 
 impl Silent {
     fn keep(&self, reply: impl Any + Send) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(reply));
+        if let Some(kept) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            kept.push(Box::new(reply));
+        }
     }
 }
 
@@ -57,25 +60,30 @@ impl Filesystem for Silent {
     }
 }
 
-/// A mount that hangs; dropped, it is taken off and all who wait are told.
+/// A mount that hangs; dropped, all who wait are told, and it is taken off.
 struct Hanging {
+    at: PathBuf,
     session: Option<BackgroundSession>,
     kept: Kept,
 }
 
 impl Hanging {
     fn over(dir: &Path) -> Result<Self> {
-        let kept = Kept::default();
+        let kept: Kept = Arc::new(Mutex::new(Some(Vec::new())));
         let session = fuser::spawn_mount(Silent(Arc::clone(&kept)), dir, &fuser::Config::default());
-        Ok(Self { session: Some(session.context("Cannot mount a FUSE file system")?), kept })
+        let session = Some(session.context("Cannot mount a FUSE file system")?);
+        Ok(Self { at: dir.to_owned(), session, kept })
     }
 }
 
 impl Drop for Hanging {
     fn drop(&mut self) {
-        // First it is taken off, so that nobody new comes; then those who wait are answered.
+        // From now on it answers: this program must never wait for itself.
+        drop(self.kept.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Err(error) = tool(Command::new("umount").args(["--no-canonicalize", "-l"]).arg(&self.at)) {
+            eprintln!("xtask: {error:#}");
+        }
         drop(self.session.take());
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
