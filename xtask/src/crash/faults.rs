@@ -109,10 +109,15 @@ impl<'a> Faults<'a> {
         !is_staging(name) && own.is_some() && files.into_iter().any(|(other, _)| inode(other) == own)
     }
 
-    /// Whether it is a folder that the complete action makes too: others may work in it already, so that it stays.
+    /// Whether it is a folder or an empty lock file that the complete action leaves too: others may work with it already,
+    /// so that it stays.
     fn is_ground(&self, name: &str, entry: &Entry) -> bool {
-        let made = |entry: &Entry| entry.kind == Kind::Dir;
-        made(entry) && self.reference.after.paths.get(name).is_some_and(made)
+        let holds_nothing = |entry: &Entry| match entry.kind {
+            Kind::Dir => true,
+            Kind::File { size, .. } => size == 0 && name.ends_with("-lock"),
+            _ => false,
+        };
+        holds_nothing(entry) && self.reference.after.paths.get(name).is_some_and(holds_nothing)
     }
 
     /// What is wrong with the message of a run that failed.

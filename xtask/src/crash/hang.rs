@@ -94,7 +94,10 @@ fn places(world: &World<'_>) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(root.join("one/var/datastores"))? {
         places.push(entry?.path());
     }
-    places.push(root.join("files"));
+    // The harness's own web server reads there, too, and no storage of the action's hangs then.
+    if world.case.http.is_empty() {
+        places.push(root.join("files"));
+    }
     places.retain(|place| place.is_dir() && !place.is_symlink());
     places.sort();
     Ok(places)
