@@ -15,6 +15,7 @@
 //!
 //! Descriptors: 3 carries the status out of a pipeline, 4 is the real stdout, 5 the stream, 6 to 9 are locks and guards.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -23,6 +24,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::alive;
 use super::carry::NOT_HERE;
 use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
@@ -138,6 +140,34 @@ os_release() {
 }
 "#;
 
+/// What asks storage, see [`super::alive`]: `os_alive seconds [index path…]…` dies in the operation `index` where what holds
+/// one of its paths has not answered in time. What a link leads to is not asked. The child that hangs is left with nothing
+/// of ours open.
+const ALIVE: &str = r#"os_alive() {
+  os_n=$1; shift
+  while read -r o o o o os_m t; do
+    t=${t##* - }; o=${t#* }; o=${o%% *}; t=${t%% *}
+    case $t in @LOCAL@) continue ;; esac
+    for s in "$@"; do
+      case $s in /*) ;; *) os_i=$s; continue ;; esac
+      case $s/ in "${os_m%/}"/*) ;; *) continue ;; esac
+      stat -f -- "$os_m" >/dev/null 2>&1 </dev/null 3>&- 4>&- 5>&- &
+      os_p=$! os_c=0
+      while IFS= read -r s 2>/dev/null <"/proc/$os_p/stat"; do
+        case ${s##*)} in ' Z'* | ' X'*) break ;; esac
+        [ "$os_c" -lt "$((os_n * 50))" ] || {
+          kill -9 "$os_p"
+          os_b "$os_i"
+          os_die ": The storage mounted on $os_m ($t of $o) has not answered within $os_n s"
+        }
+        sleep 0.02; os_c=$((os_c + 1))
+      done
+      break
+    done
+  done </proc/self/mountinfo
+}
+"#;
+
 /// The script as POSIX sh, programs called as `programs` has them; nothing is looked up here.
 #[must_use]
 pub fn render_with(script: &Script, programs: &Programs) -> String {
@@ -147,6 +177,7 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
     if guarded {
         let _ = writeln!(text, "{GUARDS}os_program={}", quote(OsStr::new(guard::PROGRAM)));
     }
+    text.push_str(&asked(script));
     // The next descriptor of a lock or guard.
     let mut held = 6;
     for (index, op) in script.ops.iter().enumerate() {
@@ -188,6 +219,25 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
         let _ = writeln!(text, "echo {END}");
     }
     text.push_str("d=1\n");
+    text
+}
+
+/// [`ALIVE`] and its call, each path at the operation that has it first.
+fn asked(script: &Script) -> String {
+    let Some(patience) = alive::patience() else { return String::new() };
+    let mut text = ALIVE.replace("@LOCAL@", &alive::LOCAL.join("|"));
+    let _ = write!(text, "os_alive {}", patience.as_secs());
+    let mut asked = BTreeSet::new();
+    for (index, op) in script.ops.iter().enumerate() {
+        let fresh: Vec<_> = alive::paths(op).into_iter().filter(|path| asked.insert(path.clone())).collect();
+        if !fresh.is_empty() {
+            let _ = write!(text, " {index}");
+        }
+        for path in fresh {
+            let _ = write!(text, " {}", q(&path));
+        }
+    }
+    text.push('\n');
     text
 }
 
@@ -275,18 +325,7 @@ fn change(op: &Op) -> String {
                 path = q(path),
             )
         }
-        Op::Rename { from, to } => {
-            // `mv` would copy to another file system.
-            format!(
-                "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
-                 [ \"$t\" = \"${{o##* }}\" ] || os_die ': Invalid cross-device link'\n\
-                 mv -fT -- {from} {to} && sync {dir} {from_dir} || exit",
-                from = q(from),
-                to = q(to),
-                dir = dir_of(to),
-                from_dir = dir_of(from),
-            )
-        }
+        Op::Rename { from, to } => rename(from, to),
         Op::Move { from, to } => move_file(from, to),
         Op::Remove { path, tree, must_exist } => {
             let need = if *must_exist { format!("os_need {} ''\n", q(path)) } else { String::new() };
@@ -351,6 +390,20 @@ fn change(op: &Op) -> String {
 
 fn follow_flag(follow: bool) -> &'static str {
     if follow { "-L" } else { "''" }
+}
+
+/// `mv` would copy to another file system. What the disk does not take is taken back, as in process.
+fn rename(from: &Path, to: &Path) -> String {
+    format!(
+        "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
+         [ \"$t\" = \"${{o##* }}\" ] || os_die ': Invalid cross-device link'\n\
+         r=\n[ -e {to} ] || [ -L {to} ] || r=new\nmv -fT -- {from} {to} || exit\n\
+         sync {dir} {from_dir} || {{ o=$?; [ -z \"$r\" ] || mv -nT -- {to} {from}; exit \"$o\"; }}",
+        from = q(from),
+        to = q(to),
+        dir = dir_of(to),
+        from_dir = dir_of(from),
+    )
 }
 
 /// `mv` would not sync, and would leave a part under the final name when it is killed on its way to another file system.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::retry_on_intr;
 
 use super::frame::{Digest, Packed, RANGE, digest_of};
 use super::journal::{Entries, Journal, spans};
@@ -181,7 +182,7 @@ impl End for Store {
             (None, true) => {
                 target.set_len(0).and_then(|()| target.set_len(begin.identity.size)).map_err(failed)?;
                 if begin.allocate && begin.identity.size > 0 {
-                    match fallocate(&target, FallocateFlags::empty(), 0, begin.identity.size) {
+                    match retry_on_intr(|| fallocate(&target, FallocateFlags::empty(), 0, begin.identity.size)) {
                         // A file system without the notion: what is not written stays a hole.
                         Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
                         Err(error) => return Err(failed(error.into())),

@@ -9,7 +9,12 @@
 //! 2. The same action succeeds, or says that there is nothing to do any more.
 //! 3. Afterwards the tree is that of an undisturbed run, in names, contents and modes; no process and no mount is left.
 //!
-//! Reading order: [`calls`], [`tracer`], [`remote`], [`world`], [`state`], [`scenario`], [`report`].
+//! With `--fault` a call fails in the place of the kill ([`fault`]), with `--lie` a program answers wrongly ([`lies`]), with
+//! `--cut` the line to a host breaks ([`line`]), with `--hang` storage does not answer ([`hang`]); what has to hold then is
+//! in [`faults`].
+//!
+//! Reading order: [`calls`], [`tracer`], [`remote`], [`world`], [`state`], [`scenario`], [`fault`], [`faults`], [`lies`], [`line`], [`hang`],
+//! [`report`].
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -26,6 +31,11 @@ use crate::conformance::sandbox::Tree;
 use crate::conformance::sshd::{More, Sshd};
 
 mod calls;
+mod fault;
+mod faults;
+mod hang;
+mod lies;
+mod line;
 mod power;
 mod remote;
 mod report;
@@ -35,8 +45,11 @@ mod tracer;
 mod tree;
 mod world;
 
+use fault::Fault;
+use lies::{Lie, StandIns};
+use line::Line;
 use report::Row;
-use scenario::Choice;
+use scenario::{By, Choice, With};
 use tracer::Who;
 use world::{Ground, World};
 
@@ -59,6 +72,18 @@ pub struct Args {
     /// Who is killed
     #[arg(long, value_enum, default_value = "self")]
     who: Vec<Who>,
+    /// Instead of killing, let calls answer this
+    #[arg(long, value_enum, conflicts_with = "power")]
+    fault: Vec<Fault>,
+    /// Instead of killing, let the programs that are called answer so
+    #[arg(long, value_enum, conflicts_with_all = ["power", "fault"])]
+    lie: Vec<Lie>,
+    /// Instead of killing, break the line to the hosts after so many bytes of this way; 40 draws without --sample
+    #[arg(long, value_enum, conflicts_with_all = ["power", "fault", "lie"])]
+    cut: Vec<line::Way>,
+    /// Instead of killing, let one directory after the other hang
+    #[arg(long, conflicts_with_all = ["power", "fault", "lie", "cut"])]
+    hang: bool,
     /// Kill at this many points of each case, drawn by the seed, instead of at all
     #[arg(long, value_name = "N")]
     sample: Option<usize>,
@@ -115,10 +140,15 @@ enum Far {
 /// The program cannot be traced.
 pub fn hidden() -> Option<Result<ExitCode>> {
     let mut words = std::env::args_os().skip(1);
-    match words.next()?.to_str()? {
-        tracer::WORD => {
+    let word = words.next()?;
+    if let Some(state) = word.to_str()?.strip_prefix(lies::WORD) {
+        let words: Vec<OsString> = words.collect();
+        return Some(lies::serve(Path::new(state), &words));
+    }
+    match word.to_str()? {
+        tracer::WORD | tracer::CLOSING => {
             let words: Vec<OsString> = words.collect();
-            Some(tracer::become_traced(&words).map(|never| match never {}))
+            Some(tracer::become_traced(&words, word == tracer::CLOSING).map(|never| match never {}))
         }
         remote::WORD => {
             let agent = words.next().filter(|word| !word.is_empty());
@@ -152,12 +182,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Err(own.env(OWN_MOUNTS, "yes").exec()).context("Cannot run unshare");
     }
     let installed = tree::Installed::new(args.binary.as_deref())?;
-    let queue: Mutex<VecDeque<(&Case, Who)>> =
+    let stand_ins = if args.lie.is_empty() { None } else { Some(StandIns::mount()?) };
+    let tools = stand_ins.as_ref().map(StandIns::state);
+    if tools.is_some() && args.jobs > 1 {
+        bail!("The tools are everybody's: with --lie there is one job");
+    }
+    let queue: Queue<'_> =
         Mutex::new(args.who.iter().flat_map(|who| cases.iter().map(move |case| (case, *who))).collect());
     let rows = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..args.jobs.max(1)).map(|_| scope.spawn(|| worker(args, &installed.tree, &queue, &rows))).collect();
+        let workers: Vec<_> = (0..args.jobs.max(1))
+            .map(|_| scope.spawn(|| worker(args, &installed.tree, tools.as_deref(), &queue, &rows)))
+            .collect();
         workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow::anyhow!("A worker panicked"))?)
     })?;
     let rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -172,7 +208,7 @@ fn told(args: &Args, rows: &[Row]) -> Result<ExitCode> {
     print!("{}{}", report::text(rows), report::failures(rows));
     let sum = |of: fn(&Row) -> usize| rows.iter().map(of).sum::<usize>();
     println!(
-        "{} scenarios, {} points, {} kills, {} failures",
+        "{} scenarios, {} points, {} tried, {} failures",
         rows.iter().filter(|row| row.points > 0).count(),
         sum(|row| row.points),
         sum(|row| row.killed),
@@ -206,56 +242,76 @@ fn scenarios(args: &Args) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
+/// What is still to be done.
+type Queue<'a> = Mutex<VecDeque<(&'a Case, Who)>>;
+
 /// Takes scenarios until there are none left. One that the harness cannot run has failed.
-fn worker(args: &Args, tree: &Tree, queue: &Mutex<VecDeque<(&Case, Who)>>, rows: &Mutex<Vec<Row>>) -> Result<()> {
-    let mut servers: Vec<(Who, Sshd)> = Vec::new();
+fn worker(args: &Args, tree: &Tree, tools: Option<&Path>, queue: &Queue<'_>, rows: &Mutex<Vec<Row>>) -> Result<()> {
+    let mut servers: Vec<Server> = Vec::new();
     loop {
-        let Some((case, who)) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return Ok(()) };
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some((case, who)) = next else { return Ok(()) };
         if who == Who::Remote && !case.needs_bridge() {
             continue;
         }
-        let choice = Choice { who, sample: args.sample, seed: args.seed };
-        let row = one(args, case, tree, choice, &mut servers).unwrap_or_else(|error| {
-            let mut row = Row::new(case, who);
+        let done = one(args, case, tree, tools, who, &mut servers).unwrap_or_else(|error| {
+            let mut row = Row::new(case, who, ways(args)[0]);
             let wrong = vec![format!("The harness cannot run this: {error:#}")];
             row.failures.push(report::Failure { number: 0, point: String::new(), wrong, stderr: String::new() });
-            row
+            vec![row]
         });
-        if row.points == 0 && row.failures.is_empty() {
-            continue;
+        for row in done {
+            if row.points == 0 && row.failures.is_empty() {
+                continue;
+            }
+            if let Some(file) = &args.json {
+                let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file)?;
+                writeln!(file, "{}", serde_json::to_string(&row)?)?;
+            }
+            eprintln!(
+                "{:<26} {:<44} {:<22} {:>5} points {:>3} failures {:>6.1} s",
+                row.action,
+                row.variant,
+                row.fault.as_deref().unwrap_or_default(),
+                row.points,
+                row.failures.len(),
+                row.seconds
+            );
+            eprint!("{}", report::failures(std::slice::from_ref(&row)));
+            rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
         }
-        if let Some(file) = &args.json {
-            let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file)?;
-            writeln!(file, "{}", serde_json::to_string(&row)?)?;
-        }
-        eprintln!(
-            "{:<26} {:<44} {:>5} points {:>3} failures {:>6.1} s",
-            row.action,
-            row.variant,
-            row.points,
-            row.failures.len(),
-            row.seconds
-        );
-        eprint!("{}", report::failures(std::slice::from_ref(&row)));
-        rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
     }
 }
 
-fn one(args: &Args, case: &Case, tree: &Tree, choice: Choice, servers: &mut Vec<(Who, Sshd)>) -> Result<Row> {
+/// Every way to disturb one case.
+fn one(
+    args: &Args,
+    case: &Case,
+    tree: &Tree,
+    tools: Option<&Path>,
+    who: Who,
+    servers: &mut Vec<Server>,
+) -> Result<Vec<Row>> {
     if let Some(kind) = args.power {
         let tree = with_agent(args, tree);
-        return power::replay(
+        let row = power::replay(
             case,
             &tree,
             power::Choice { kind, most: args.sample.unwrap_or(usize::MAX), seed: args.seed, forgetful: args.forgetful },
         );
+        return Ok(vec![row?]);
     }
-    let kind = if choice.who == Who::Remote { Who::Remote } else { Who::Itself };
-    let wanted = case.needs_bridge() && (args.ssh || kind == Who::Remote);
-    if wanted && !servers.iter().any(|(who, _)| *who == kind) {
-        servers.push((kind, server(args, tree, kind)?));
+    let kind = if who == Who::Remote { Who::Remote } else { Who::Itself };
+    let cut = !args.cut.is_empty();
+    if cut && !case.needs_bridge() {
+        return Ok(Vec::new());
     }
-    let ssh = servers.iter().find(|(who, _)| *who == kind).map(|(_, server)| server).filter(|_| wanted);
+    let wanted = case.needs_bridge() && (args.ssh || cut || kind == Who::Remote);
+    if wanted && !servers.iter().any(|server| server.who == kind) {
+        servers.push(server(args, tree, kind)?);
+    }
+    let server = servers.iter().find(|server| server.who == kind).filter(|_| wanted);
+    let ssh = server.map(|server| &server.sshd);
     let ground = Ground::memory()?;
     let file = ssh.map(|server| server.dir().join("remote.json"));
     if let Some(file) = &file {
@@ -263,10 +319,32 @@ fn one(args: &Args, case: &Case, tree: &Tree, choice: Choice, servers: &mut Vec<
     }
     let tree = if ssh.is_none() { &with_agent(args, tree) } else { tree };
     let mut world = World::new(ground.path(), case, tree, ssh, true)?;
-    scenario::enumerate(&mut world, choice, file.as_deref())
+    let choice = |by| Choice { who, by, sample: args.sample, seed: args.seed };
+    let ways: Vec<_> = ways(args).into_iter().map(choice).collect();
+    let line = server.and_then(|server| server.line.as_ref());
+    scenario::enumerate(&mut world, &ways, With { remote: file.as_deref(), tools, line })
 }
 
-fn server(args: &Args, tree: &Tree, who: Who) -> Result<Sshd> {
+/// What is done at the points, one after the other; at least one way.
+fn ways(args: &Args) -> Vec<By> {
+    if args.hang {
+        return vec![By::Hang];
+    }
+    if args.fault.is_empty() && args.lie.is_empty() && args.cut.is_empty() {
+        return vec![By::Kill];
+    }
+    let cuts = args.cut.iter().copied().map(By::Cut);
+    args.fault.iter().copied().map(By::Fault).chain(args.lie.iter().copied().map(By::Lie)).chain(cuts).collect()
+}
+
+/// A real far end.
+struct Server {
+    who: Who,
+    sshd: Sshd,
+    line: Option<Line>,
+}
+
+fn server(args: &Args, tree: &Tree, who: Who) -> Result<Server> {
     let agent = if args.far == Far::Agent { tree.drivers.display().to_string() } else { String::new() };
     let command = match who {
         Who::Remote => {
@@ -278,7 +356,9 @@ fn server(args: &Args, tree: &Tree, who: Who) -> Result<Sshd> {
         }
         _ => String::new(),
     };
-    Sshd::start(&More { server: &command, ..More::default() })
+    let sshd = Sshd::start(&More { server: &command, ..More::default() })?;
+    let line = if args.cut.is_empty() { None } else { Some(Line::before(sshd.dir())?) };
+    Ok(Server { who, sshd, line })
 }
 
 /// The tree, with the binary over there where there is only a stand-in for ssh.

@@ -169,6 +169,14 @@ impl<'a> World<'a> {
     /// # Errors
     /// It cannot be started.
     pub fn run(&self, call: &Call, wrapper: Option<&[String]>) -> Result<Ran> {
+        self.run_with(call, wrapper, &[])
+    }
+
+    /// The same with more in the environment.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run_with(&self, call: &Call, wrapper: Option<&[String]>, more: &[(String, String)]) -> Result<Ran> {
         let entry = self.sandbox.entry(call);
         let mut argv = payload::argv(call, &self.vars)?;
         let mut program = entry.clone();
@@ -180,7 +188,7 @@ impl<'a> World<'a> {
             before: Vec::new(),
             program: &program,
             argv: &argv,
-            env: self.env(call)?,
+            env: [self.env(call)?, more.to_vec()].concat(),
             cwd: &self.root().join("one/var"),
             stdin: payload::stdin(call, &self.vars)?,
             limit: Duration::from_secs(90),
@@ -188,13 +196,14 @@ impl<'a> World<'a> {
         })
     }
 
-    /// Starts the last call traced, by the calling thread; gives it and what goes to its standard input.
+    /// Starts the last call traced, by the calling thread, at `close` too if `closes`; gives it and what goes to its
+    /// standard input.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start_traced(&self) -> Result<(Child, Vec<u8>)> {
+    pub fn start_traced(&self, closes: bool) -> Result<(Child, Vec<u8>)> {
         let call = self.call();
-        let mut command = tracer::command(&self.sandbox.entry(call))?;
+        let mut command = tracer::command(&self.sandbox.entry(call), closes)?;
         command.args(payload::argv(call, &self.vars)?.iter().map(OsStr::new));
         command.env_clear().envs(self.env(call)?).current_dir(self.root().join("one/var")).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
