@@ -271,13 +271,14 @@ fn is_journey(name: &OsStr) -> bool {
     split(name).is_some_and(|(_, name)| name.as_bytes().starts_with(JOURNEY.as_bytes()))
 }
 
-/// The unfinished copy of the journey `key` among these names whose owner is dead for certain, or is `me`.
+/// The files among these names that are what `like`, of `me`, is, and whose owner is dead for certain, or is `me`.
 #[must_use]
-pub fn unfinished<'a>(names: &'a [OsString], key: &str, me: &Owner) -> Option<&'a OsString> {
-    let wanted = journey_name(key);
-    names.iter().find(|name| {
+pub fn inherited<'a>(names: &'a [OsString], like: &Path, me: &Owner) -> Vec<&'a OsString> {
+    let Some((_, wanted)) = like.file_name().and_then(split) else { return Vec::new() };
+    let is_it = |name: &&OsString| {
         split(name).is_some_and(|(owner, of)| of == wanted && (owner == *me || owner.fate(me) != Fate::Alive))
-    })
+    };
+    names.iter().filter(is_it).collect()
 }
 
 /// A staging path without the owner in it: the same for every run.

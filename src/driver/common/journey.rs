@@ -4,6 +4,7 @@
 //! [`carry`] has returned, every file is complete under its staging name, on the disk, and known to be the same at both
 //! ends. Whoever called gives it its name, and only then removes what it came from (`docs/transfers.md`).
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -80,6 +81,7 @@ pub fn carry(cx: &Cx<'_>, journey: &Journey<'_>, loads: &[Load], failure: &str) 
     let mut tries = 0;
     loop {
         let Some(way) = ways.first().copied() else {
+            parts.let_go(cx, failure)?;
             return loads.iter().try_for_each(|load| streamed(cx, journey, load, failure));
         };
         match parts.travel(cx, way, failure) {
@@ -157,13 +159,8 @@ impl<'a> Parts<'a> {
             if listed.as_ref().is_none_or(|(of, _)| of != dir) {
                 listed = Some((dir.to_owned(), cx.ask(journey.to, Op::List { path: dir.to_owned() })?));
             }
-            if let Some((_, Value::Names(names))) = &listed
-                && let Some(old) = staging::unfinished(names, &key, &me)
-            {
-                let renames = [(dir.join(old), part.clone()), (journal_of(&dir.join(old)), journal_of(&part))];
-                let there = |from: &PathBuf| names.iter().any(|name| Some(name.as_os_str()) == from.file_name());
-                let renames = renames.into_iter().filter(|(from, to)| from != to && there(from));
-                adopt.extend(renames.map(|(from, to)| Op::Rename { from, to }));
+            if let Some((_, Value::Names(names))) = &listed {
+                adopt.extend(taken_up(dir, names, &part, &me));
             }
             parts.push(part);
         }
@@ -176,6 +173,20 @@ impl<'a> Parts<'a> {
         }
         let what = "Take up what an interrupted run has brought already";
         cx.apply(Step::new(self.journey.to, what, self.adopt.clone()).or_say(failure)).map(drop)
+    }
+
+    /// A stream begins anew: what was taken up is of no use to it, and no later run would know it.
+    fn let_go(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
+        if self.adopt.is_empty() {
+            return Ok(());
+        }
+        let what = "Remove what an interrupted run has brought";
+        cx.apply(Step::new(self.journey.to, what, self.unfinished()).or_say(failure)).map(drop)
+    }
+
+    /// What removes the unfinished copies and their journals.
+    fn unfinished(&self) -> Vec<Op> {
+        self.staged.iter().flat_map(|part| [remove(part.clone()), remove(journal_of(part))]).collect()
     }
 
     fn travel(&self, cx: &Cx<'_>, way: Way, failure: &str) -> Result<Report> {
@@ -248,10 +259,7 @@ impl<'a> Parts<'a> {
 
     /// No later run could go on with what is there.
     fn give_up(&self, cx: &Cx<'_>) {
-        let ops: Vec<Op> =
-            self.staged.iter().flat_map(|part| [remove(part.clone()), remove(journal_of(part))]).collect();
-        let step = Step::new(self.journey.to, "Remove what has arrived", []).undo(ops);
-        cx.on_failure(step);
+        cx.on_failure(Step::new(self.journey.to, "Remove what has arrived", []).undo(self.unfinished()));
     }
 }
 
@@ -262,13 +270,37 @@ fn files_of(loads: &[Load]) -> String {
     }
 }
 
-/// What is copied to where, the same for every run: the target below its datastore, and the end of the source's path. It
-/// only finds what may be gone on with; whether it is of this very source is for its journal to say.
+/// What has the dead left of a journey under our name: one unfinished copy and one journal, of the same run if there is one.
+/// More than one of either was left by a run that was killed here; all but these go.
+fn taken_up(dir: &Path, names: &[OsString], part: &Path, me: &Owner) -> Vec<Op> {
+    let journal = journal_of(part);
+    let parts = staging::inherited(names, part, me);
+    let journals = staging::inherited(names, &journal, me);
+    let journal_beside = |old: &OsString| {
+        let name = journal_of(&dir.join(old));
+        journals.iter().copied().find(|one| Some(one.as_os_str()) == name.file_name())
+    };
+    let old = parts.iter().copied().find(|old| journal_beside(old).is_some()).or(parts.first().copied());
+    // Without its copy a journal tells nothing.
+    let noted = old.and_then(|old| journal_beside(old).or(journals.first().copied()));
+    let rest =
+        parts.into_iter().chain(journals.iter().copied()).filter(|name| Some(*name) != old && Some(*name) != noted);
+    let mut ops: Vec<Op> = rest.map(|name| remove(dir.join(name))).collect();
+    let renames = [(noted, journal.as_path()), (old, part)].map(|(from, to)| (from.map(|name| dir.join(name)), to));
+    let renames = renames.into_iter().filter_map(|(from, to)| Some((from?, to.to_owned())));
+    ops.extend(renames.filter(|(from, to)| from != to).map(|(from, to)| Op::Rename { from, to }));
+    ops
+}
+
+/// What is copied to where, the same for every run: the target below its datastore, and the end of the source's path, both
+/// without the run that a staging name names. It only finds what may be gone on with; whether it is of this very source is
+/// for its journal to say.
 fn key(journey: &Journey<'_>, load: &Load, base: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
     let to = staging::without_owner(load.to.strip_prefix(base).unwrap_or(&load.to));
     let from: Vec<_> = load.from.components().rev().take(3).collect();
-    let from: PathBuf = from.into_iter().rev().collect();
+    // What was merged for the journey lies in a staging folder itself, and has another owner in each run.
+    let from = staging::without_owner(&from.into_iter().rev().collect::<PathBuf>());
     let mut digest = Sha256::new();
     for part in [journey.from.name().as_bytes(), from.as_os_str().as_bytes(), to.as_os_str().as_bytes()] {
         digest.update(part.len().to_le_bytes());
@@ -400,5 +432,62 @@ fn called(host: &Arc<dyn Host>) -> &str {
     match host.name() {
         "" => "the front-end",
         name => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::host::local::Local;
+    use crate::exec::process::Programs;
+
+    /// An owner of this machine who is dead: `number` tells one from another.
+    fn dead(me: &Owner, number: u64) -> String {
+        let tag = me.tag();
+        let (head, epoch) = tag.rsplit_once('-').expect("a tag has parts");
+        let (head, start) = head.rsplit_once('-').expect("a tag has parts");
+        let start = u64::from_str_radix(start, 16).expect("a number");
+        format!("{head}-{:x}-{epoch}", start + number)
+    }
+
+    fn names(all: &[String]) -> Vec<OsString> {
+        all.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn a_run_that_stages_under_another_name_finds_what_an_earlier_one_has_brought() {
+        let me = Owner::me().expect("proc");
+        let host: Arc<dyn Host> = Arc::new(Local::new(Programs::default()));
+        let journey = Journey { from: &host, to: &host, sparse: Sparse::Holes };
+        let of = |owner: &str| {
+            let load = Load {
+                from: format!("/ds/103/7/.onestore/{owner}.disk.0.export.part").into(),
+                to: format!("/ds/100/.onestore/{owner}.abc.part").into(),
+            };
+            key(&journey, &load, Path::new("/ds/100"))
+        };
+        assert_eq!(of(&me.tag()), of(&dead(&me, 1)));
+    }
+
+    #[test]
+    fn one_copy_with_its_journal_is_taken_up_and_the_rest_goes() {
+        let me = Owner::me().expect("proc");
+        let dir = Path::new("/ds/100/.onestore");
+        let part = staging::staging_path(Path::new("/ds/100"), &me, &staging::journey_name("k"));
+        let copy = |number| format!("{}..journey-k.part", dead(&me, number));
+        let journal = |number| format!("{}..journey-k.journal.part", dead(&me, number));
+        let ops = |all: &[String]| taken_up(dir, &names(all), &part, &me);
+        let rename = |from: String, to: &Path| Op::Rename { from: dir.join(from), to: to.to_owned() };
+        let take = |at: u64, of: u64| vec![rename(journal(of), &journal_of(&part)), rename(copy(at), &part)];
+        assert_eq!(ops(&[]), []);
+        assert_eq!(ops(&[copy(1), journal(1)]), take(1, 1));
+        // Killed between the two renames.
+        assert_eq!(ops(&[copy(1), journal(2)]), take(1, 2));
+        assert_eq!(ops(&[copy(1), copy(2), journal(2)]), [vec![remove(dir.join(copy(1)))], take(2, 2)].concat());
+        assert_eq!(ops(&[journal(1)]), [remove(dir.join(journal(1)))]);
+        assert_eq!(ops(&[copy(1)]), [rename(copy(1), &part)]);
+        // Another journey, and one that somebody is on.
+        let other = [copy(1).replace("-k", "-l"), format!("{}..journey-k.part", dead(&me, 0).replacen('-', "-0", 1))];
+        assert_eq!(ops(&other), []);
     }
 }
