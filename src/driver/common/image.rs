@@ -75,6 +75,11 @@ impl Image {
         self.link.is_some() || self.numbers().any(|number| !is_image(number))
     }
 
+    /// Whether its name is a link: to one of its snapshots, or to what is no part of it.
+    pub fn is_link(&self) -> bool {
+        self.link.is_some()
+    }
+
     /// That it is there, and a file.
     ///
     /// # Errors

@@ -71,6 +71,17 @@ impl<'r> Wanted<'r> {
         })
     }
 
+    /// Refuses to make the disk smaller than the image, which has this many bytes.
+    fn check(&self, bytes: Option<u64>) -> Result<()> {
+        match (self.mib, bytes) {
+            (Some(mib), Some(bytes)) if mib.saturating_mul(1 << 20) < bytes => {
+                let has = bytes.div_ceil(1 << 20);
+                bail!("The image has {has} MiB, more than the {mib} MiB of the disk")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What enlarges the file at `path`, which has `bytes`.
     fn resize(&self, path: &Path, format: &str, bytes: Option<u64>) -> Option<Op> {
         let mib = self.mib.filter(|mib| bytes.is_none_or(|bytes| mib.saturating_mul(1 << 20) > bytes))?;
@@ -90,6 +101,17 @@ enum Plan {
     Chain { names: Vec<String>, stands: Vec<(u32, u32, &'static str)>, active: u32, image: Option<u32> },
     /// The layers from the current one down with their formats, which become one file on the host.
     Flat { parts: Vec<(PathBuf, &'static str)>, bytes: Option<u64> },
+}
+
+impl Plan {
+    /// Bytes that a guest sees, where they are known.
+    fn bytes(&self) -> Option<u64> {
+        match self {
+            Self::File { bytes, .. } => Some(*bytes),
+            Self::Layer { bytes, .. } | Self::Flat { bytes, .. } => *bytes,
+            Self::Chain { .. } => None,
+        }
+    }
 }
 
 fn run(cx: &Cx<'_>, request: &TmRequest, gets: Gets) -> Result<Reply> {
@@ -119,6 +141,7 @@ fn run(cx: &Cx<'_>, request: &TmRequest, gets: Gets) -> Result<Reply> {
 
     // What is decided.
     let plan = plan(cx, &from, &image, &wanted, gets).with_context(|| failure.clone())?;
+    wanted.check(plan.bytes()).with_context(|| failure.clone())?;
 
     // What is done.
     cx.info(format!("Cloning {} to {}", request.text(0), to.text));
@@ -143,6 +166,10 @@ fn plan(cx: &Cx<'_>, from: &Arc<dyn Host>, image: &Image, wanted: &Wanted<'_>, g
     let stat = image.must_exist(from)?;
     let numbers: Vec<u32> = image.numbers().collect();
     if wanted.format != Some("qcow2") {
+        if image.is_link() {
+            // Whoever may write to the datastore must not choose a file of the host.
+            image.current(cx, from, wanted.format)?;
+        }
         let snapshots = if gets == Gets::Image && wanted.format == Some("raw") { numbers } else { Vec::new() };
         return Ok(Plan::File { format: qemu_img::written(wanted.format), bytes: stat.size, snapshots });
     }
