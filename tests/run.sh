@@ -130,7 +130,6 @@ crash() {
         "${xtask[@]}" qcow2 --power ext4 --cases 2 --sample 6 --seed 6 &&
         "${xtask[@]}" fs --fault enospc --fault eio --fault eintr --fault short --cases 2 --sample 4 --seed 6 &&
         "${xtask[@]}" fs --fault eio --case fs/snapshots-qcow2/flatten &&
-        "${xtask[@]}" qcow2 --fault enospc --who children --case qcow2/mixed/mvds-snapshot-was-deleted &&
         "${xtask[@]}" qcow2 --fault enospc --who children --case qcow2/snapshots/create-persistent &&
         "${xtask[@]}" qcow2 --lie half --lie flood --lie signal --cases 2 --sample 2 --seed 6 &&
         "${xtask[@]}" ssh --cut from --cases 1 --sample 3 --seed 6 &&
