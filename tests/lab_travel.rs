@@ -37,8 +37,8 @@ static DATA: LazyLock<Vec<u8>> = LazyLock::new(|| {
     data
 });
 
-/// Moments of a run at which it is disturbed.
-const MOMENTS: u32 = 2;
+/// Parts of a run, between which it is disturbed.
+const PARTS: u32 = 3;
 
 /// An action, with paths below the cloud's folder.
 #[derive(Clone, Copy, Debug)]
@@ -326,33 +326,32 @@ fn whenever_it_is_cut_or_killed_the_same_call_does_it() {
         let begin = Instant::now();
         cloud.done(when);
         let took = begin.elapsed();
-        for moment in 1..=MOMENTS {
-            for signal in [None, Some(Signal::KILL), Some(Signal::TERM)] {
-                let when = format!("{when}, {signal:?} at {moment}");
-                let cloud = Cloud::new(cloud.mad, cloud.travel, Peer::Same);
-                let child = cloud.start();
-                std::thread::sleep(took * moment / (MOMENTS + 1));
-                match signal {
-                    None => cloud.sshd.cut_connections(),
-                    Some(signal) => drop(kill_process(Pid::from_child(&child), signal)),
-                }
-                let ran = child.wait_with_output().expect("waits");
-                if signal == Some(Signal::KILL) {
-                    cloud.is_sound(&when);
-                } else if ran.status.success() {
-                    cloud.is_done(&when);
-                } else {
-                    one_line(&ran, &when);
-                    cloud.is_as_before(&when);
-                }
-                // A move that was killed after its last step has nothing to do any more, and says so.
-                let again = cloud.run();
-                if again.status.success() {
-                    cloud.is_done(&when);
-                } else {
-                    let line = one_line(&again, &when);
-                    assert!(cloud.is_whole() && line.contains("does not exist"), "{when}: {line}");
-                }
+        // SIGTERM at every moment is in the tests behind a stand-in for ssh.
+        for (moment, signal) in [(1, None), (2, Some(Signal::KILL))] {
+            let when = format!("{when}, {signal:?} at {moment}");
+            let cloud = Cloud::new(cloud.mad, cloud.travel, Peer::Same);
+            let child = cloud.start();
+            std::thread::sleep(took * moment / PARTS);
+            match signal {
+                None => cloud.sshd.cut_connections(),
+                Some(signal) => drop(kill_process(Pid::from_child(&child), signal)),
+            }
+            let ran = child.wait_with_output().expect("waits");
+            if signal == Some(Signal::KILL) {
+                cloud.is_sound(&when);
+            } else if ran.status.success() {
+                cloud.is_done(&when);
+            } else {
+                one_line(&ran, &when);
+                cloud.is_as_before(&when);
+            }
+            // A move that was killed after its last step has nothing to do any more, and says so.
+            let again = cloud.run();
+            if again.status.success() {
+                cloud.is_done(&when);
+            } else {
+                let line = one_line(&again, &when);
+                assert!(cloud.is_whole() && line.contains("does not exist"), "{when}: {line}");
             }
         }
     });
