@@ -157,10 +157,9 @@ fn an_image_that_goes_while_it_is_read_is_fetched_elsewhere() {
             let cloud = warm();
             let child = cloud.start("clone", &ABC);
             std::thread::sleep(took * moment / MOMENTS);
-            if what == "gone" {
-                gone(&cloud)
-            } else {
-                exchanged(&cloud)
+            match what {
+                "gone" => gone(&cloud),
+                _ => exchanged(&cloud),
             }
             let ran = child.wait_with_output().expect("waits");
             assert!(ran.status.success(), "{when}: {}", said(&ran));

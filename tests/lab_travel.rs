@@ -2,8 +2,8 @@
 //! `cargo test --test lab_travel -- --ignored`, as root.
 //!
 //! Whatever happens: the target is what it was or whole, the source is there until then, a failure is one line, and the same
-//! call once more does it. The transfer alone is tried in `lab_journey.rs`, everything behind a stand-in for ssh in
-//! `faults_ssh.rs` and `faults_local.rs`.
+//! call once more does it. The transfer alone, also cut at random, is tried in `lab_journey.rs`; actions killed
+//! and cancelled at any moment, behind a stand-in for ssh, in `faults_ssh.rs` and `faults_local.rs`.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use rustix::process::{Pid, Signal, kill_process};
+use std::time::Duration;
 
 #[allow(dead_code, reason = "shared with other labs")]
 #[path = "lab/sshd.rs"]
@@ -36,9 +34,6 @@ static DATA: LazyLock<Vec<u8>> = LazyLock::new(|| {
     }
     data
 });
-
-/// Moments of a run at which it is disturbed.
-const MOMENTS: u32 = 2;
 
 /// An action, with paths below the cloud's folder.
 #[derive(Clone, Copy, Debug)]
@@ -210,14 +205,6 @@ impl Cloud {
         }
     }
 
-    /// Whatever has happened: the target is as before or whole, and nothing is lost.
-    #[track_caller]
-    fn is_sound(&self, when: &str) {
-        if !self.is_whole() {
-            self.is_as_before(when);
-        }
-    }
-
     /// Staging files anywhere, but for what the next run goes on with.
     fn left(&self) -> Vec<PathBuf> {
         let mut left = Vec::new();
@@ -316,45 +303,6 @@ fn a_source_that_changes_is_no_source() {
         assert!(line.contains("was written to while it was copied"), "{when}: {line}");
         cloud.is_as_before(when);
         cloud.done(when);
-    });
-}
-
-#[test]
-#[ignore = "needs sshd"]
-fn whenever_it_is_cut_or_killed_the_same_call_does_it() {
-    every(&[Peer::Same], |cloud, when| {
-        let begin = Instant::now();
-        cloud.done(when);
-        let took = begin.elapsed();
-        for moment in 1..=MOMENTS {
-            for signal in [None, Some(Signal::KILL), Some(Signal::TERM)] {
-                let when = format!("{when}, {signal:?} at {moment}");
-                let cloud = Cloud::new(cloud.mad, cloud.travel, Peer::Same);
-                let child = cloud.start();
-                std::thread::sleep(took * moment / (MOMENTS + 1));
-                match signal {
-                    None => cloud.sshd.cut_connections(),
-                    Some(signal) => drop(kill_process(Pid::from_child(&child), signal)),
-                }
-                let ran = child.wait_with_output().expect("waits");
-                if signal == Some(Signal::KILL) {
-                    cloud.is_sound(&when);
-                } else if ran.status.success() {
-                    cloud.is_done(&when);
-                } else {
-                    one_line(&ran, &when);
-                    cloud.is_as_before(&when);
-                }
-                // A move that was killed after its last step has nothing to do any more, and says so.
-                let again = cloud.run();
-                if again.status.success() {
-                    cloud.is_done(&when);
-                } else {
-                    let line = one_line(&again, &when);
-                    assert!(cloud.is_whole() && line.contains("does not exist"), "{when}: {line}");
-                }
-            }
-        }
     });
 }
 

@@ -23,9 +23,11 @@ impl Vm<'_> {
             let (name, image) = (format!("disk.{number}"), self.image(number).display().to_string());
             let shared = self.storage == Storage::Shared;
             match disk.origin {
-                Origin::Clone => self.tm(&format!("clone{}", self.storage.suffix()), &[from, to], IMAGES),
+                Origin::Clone => {
+                    self.tm(&format!("clone{}", self.storage.suffix()), &[from, to], IMAGES);
+                }
                 Origin::Persistent | Origin::Cdrom => {
-                    self.tm(&format!("ln{}", self.storage.suffix()), &[from, to], IMAGES)
+                    self.tm(&format!("ln{}", self.storage.suffix()), &[from, to], IMAGES);
                 }
                 Origin::Volatile => {
                     self.tm("mkimage", &[SIZE.to_string(), disk.format.to_owned(), to], self.system);
