@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;
 
@@ -25,9 +26,11 @@ enum When {
     ForksBy,
     /// A lock is set.
     Fcntl,
+    /// What is closed was open for writing.
+    Closes,
 }
 
-use When::{Always, Fcntl, Forks, ForksBy, Ioctl, Opens, OpensBy, Writes};
+use When::{Always, Closes, Fcntl, Forks, ForksBy, Ioctl, Opens, OpensBy, Writes};
 
 /// Every call that changes a file, a directory, a lock, a mount, a process or what another process or machine reads.
 const CALLS: &[(i64, &str, When)] = &[
@@ -98,15 +101,18 @@ const CALLS: &[(i64, &str, When)] = &[
     (libc::SYS_exit_group, "exit_group", Always),
 ];
 
+/// What only a fault is put into: a process that dies closes its files anyway.
+const CLOSE: (i64, &str, When) = (libc::SYS_close, "close", Closes);
+
 /// `FICLONE`, `FICLONERANGE`, `FIDEDUPERANGE`, `BLKDISCARD`, `BLKZEROOUT` (linux/fs.h).
 const IOCTLS: [u64; 5] = [0x4004_9409, 0x4020_940d, 0xc018_9436, 0x1277, 0x127f];
 
 /// Commands of `fcntl` that set a lock.
 const LOCKS: [i32; 4] = [libc::F_SETLK, libc::F_SETLKW, libc::F_OFD_SETLK, libc::F_OFD_SETLKW];
 
-/// Numbers of the calls at which a process has to be stopped.
-pub fn numbers() -> impl Iterator<Item = i64> {
-    CALLS.iter().map(|(number, _, _)| *number)
+/// Numbers of the calls at which a process has to be stopped; `close` if that is wanted, too.
+pub fn numbers(closes: bool) -> impl Iterator<Item = i64> {
+    CALLS.iter().chain(closes.then_some(&CLOSE)).map(|(number, _, _)| *number)
 }
 
 /// A call that changes something, at its entry.
@@ -116,6 +122,14 @@ pub struct Call {
     pub name: &'static str,
     /// What it is about, for people: the path of a descriptor.
     pub about: String,
+    by_path: bool,
+}
+
+impl Call {
+    /// Whether it names what it changes by a descriptor, and not by a path.
+    pub fn by_descriptor(&self) -> bool {
+        !self.by_path
+    }
 }
 
 impl std::fmt::Display for Call {
@@ -130,22 +144,19 @@ impl std::fmt::Display for Call {
 /// The process is gone, or the machine is none that this knows.
 pub fn of(pid: Pid) -> Result<Option<Call>> {
     let (number, args) = registers(pid)?;
-    let Some((_, name, when)) = CALLS.iter().find(|(known, _, _)| *known == number) else {
+    let Some((_, name, when)) = CALLS.iter().chain([&CLOSE]).find(|(known, _, _)| *known == number) else {
         bail!("A system call {number} that was not asked for");
-    };
-    let makes = |flags: u64| {
-        let tmpfile = libc::O_TMPFILE as u64;
-        flags & (libc::O_CREAT | libc::O_TRUNC) as u64 != 0 || flags & tmpfile == tmpfile
     };
     let thread = libc::CLONE_THREAD as u64;
     let counts = match *when {
         Always => true,
-        Opens(at) => makes(args[at]),
-        OpensBy(at) => makes(word(pid, args[at])?),
+        Opens(at) => makes_or_cuts(args[at]),
+        OpensBy(at) => makes_or_cuts(word(pid, args[at])?),
         Writes => !descriptor(pid, args[0]).starts_with("anon_inode:"),
         Ioctl => IOCTLS.contains(&(args[1] & 0xffff_ffff)),
         Forks => args[0] & thread == 0,
         ForksBy => word(pid, args[0])? & thread == 0,
+        Closes => writable(pid, args[0]),
         Fcntl => LOCKS.iter().any(|lock| i64::from(*lock) == args[1].cast_signed()),
     };
     if !counts {
@@ -164,22 +175,107 @@ pub fn of(pid: Pid) -> Result<Option<Call>> {
         }
         _ => descriptor(pid, args[0]),
     };
-    Ok(Some(Call { name, about }))
+    let number = |name: &str| {
+        ["f", "write", "pwrite", "copy_file", "send", "splice", "ioctl", "sync", "close", "connect"]
+            .iter()
+            .any(|start| name.starts_with(start))
+            && !["fchmodat", "fchownat", "futimesat", "fork"].contains(&name)
+    };
+    Ok(Some(Call { name, about, by_path: !number(name) }))
 }
 
+/// Whether flags for `open` make or cut a file.
+fn makes_or_cuts(flags: u64) -> bool {
+    creates_by(flags) || flags & libc::O_TRUNC as u64 != 0
+}
+
+fn creates_by(flags: u64) -> bool {
+    let tmpfile = libc::O_TMPFILE as u64;
+    flags & libc::O_CREAT as u64 != 0 || flags & tmpfile == tmpfile
+}
+
+/// Whether a call of `open`, by its name and arguments, makes a file.
+///
+/// # Errors
+/// The flags cannot be read.
+pub fn creates(pid: Pid, name: &str, args: [u64; 6]) -> Result<bool> {
+    Ok(creates_by(match name {
+        "open" => args[1],
+        "openat" => args[2],
+        _ => word(pid, args[2])?,
+    }))
+}
+
+/// Whether a descriptor was opened for writing (proc(5), fdinfo).
+fn writable(pid: Pid, number: u64) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", number & 0xffff_ffff)).unwrap_or_default();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:")).map(str::trim);
+    flags
+        .and_then(|flags| i32::from_str_radix(flags, 8).ok())
+        .is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
+}
+
+/// The number of the call that a process was stopped at, and its arguments.
+///
+/// # Errors
+/// The process is gone, or the machine is none that this knows.
 #[cfg(target_arch = "x86_64")]
-fn registers(pid: Pid) -> Result<(i64, [u64; 4])> {
+pub fn registers(pid: Pid) -> Result<(i64, [u64; 6])> {
     let regs = nix::sys::ptrace::getregs(pid)?;
-    Ok((regs.orig_rax.cast_signed(), [regs.rdi, regs.rsi, regs.rdx, regs.r10]))
+    Ok((regs.orig_rax.cast_signed(), [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9]))
+}
+
+/// Makes it another call; the number -1 is none, which answers what [`answer`] says.
+///
+/// # Errors
+/// Those of [`registers`].
+#[cfg(target_arch = "x86_64")]
+pub fn set(pid: Pid, number: i64, args: [u64; 6]) -> Result<()> {
+    let mut regs = nix::sys::ptrace::getregs(pid)?;
+    regs.orig_rax = number.cast_unsigned();
+    [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+    Ok(nix::sys::ptrace::setregs(pid, regs)?)
+}
+
+/// Sets what the call answers: at its exit, or at its entry where it is not made.
+///
+/// # Errors
+/// Those of [`registers`].
+#[cfg(target_arch = "x86_64")]
+pub fn answer(pid: Pid, errno: Errno) -> Result<()> {
+    let mut regs = nix::sys::ptrace::getregs(pid)?;
+    regs.rax = (-i64::from(errno as i32)).cast_unsigned();
+    Ok(nix::sys::ptrace::setregs(pid, regs)?)
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn registers(_: Pid) -> Result<(i64, [u64; 4])> {
-    bail!("The crash harness reads the registers of x86-64 only")
+mod elsewhere {
+    use anyhow::{Result, bail};
+    use nix::errno::Errno;
+    use nix::unistd::Pid;
+
+    const WHY: &str = "The crash harness knows the registers of x86-64 only";
+
+    pub fn registers(_: Pid) -> Result<(i64, [u64; 6])> {
+        bail!(WHY)
+    }
+
+    pub fn set(_: Pid, _: i64, _: [u64; 6]) -> Result<()> {
+        bail!(WHY)
+    }
+
+    pub fn answer(_: Pid, _: Errno) -> Result<()> {
+        bail!(WHY)
+    }
 }
+#[cfg(not(target_arch = "x86_64"))]
+pub use elsewhere::{answer, registers, set};
 
 /// The first word of what an address of the process holds.
-fn word(pid: Pid, address: u64) -> Result<u64> {
+///
+/// # Errors
+/// There is no such address.
+pub fn word(pid: Pid, address: u64) -> Result<u64> {
     let mut bytes = [0; 8];
     let memory = File::open(format!("/proc/{pid}/mem")).context("Cannot read a process's memory")?;
     memory.read_exact_at(&mut bytes, address)?;

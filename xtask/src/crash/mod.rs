@@ -9,7 +9,9 @@
 //! 2. The same action succeeds, or says that there is nothing to do any more.
 //! 3. Afterwards the tree is that of an undisturbed run, in names, contents and modes; no process and no mount is left.
 //!
-//! Reading order: [`calls`], [`tracer`], [`remote`], [`world`], [`state`], [`scenario`], [`report`].
+//! With `--fault` a call fails in the place of the kill ([`fault`], [`faults`]).
+//!
+//! Reading order: [`calls`], [`tracer`], [`remote`], [`world`], [`state`], [`scenario`], [`fault`], [`faults`], [`report`].
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -26,6 +28,8 @@ use crate::conformance::sandbox::Tree;
 use crate::conformance::sshd::{More, Sshd};
 
 mod calls;
+mod fault;
+mod faults;
 mod power;
 mod remote;
 mod report;
@@ -35,6 +39,7 @@ mod tracer;
 mod tree;
 mod world;
 
+use fault::Fault;
 use report::Row;
 use scenario::Choice;
 use tracer::Who;
@@ -59,6 +64,9 @@ pub struct Args {
     /// Who is killed
     #[arg(long, value_enum, default_value = "self")]
     who: Vec<Who>,
+    /// Instead of killing, let calls answer this
+    #[arg(long, value_enum, conflicts_with = "power")]
+    fault: Vec<Fault>,
     /// Kill at this many points of each case, drawn by the seed, instead of at all
     #[arg(long, value_name = "N")]
     sample: Option<usize>,
@@ -115,10 +123,11 @@ enum Far {
 /// The program cannot be traced.
 pub fn hidden() -> Option<Result<ExitCode>> {
     let mut words = std::env::args_os().skip(1);
-    match words.next()?.to_str()? {
-        tracer::WORD => {
+    let word = words.next()?;
+    match word.to_str()? {
+        tracer::WORD | tracer::CLOSING => {
             let words: Vec<OsString> = words.collect();
-            Some(tracer::become_traced(&words).map(|never| match never {}))
+            Some(tracer::become_traced(&words, word == tracer::CLOSING).map(|never| match never {}))
         }
         remote::WORD => {
             let agent = words.next().filter(|word| !word.is_empty());
@@ -152,7 +161,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Err(own.env(OWN_MOUNTS, "yes").exec()).context("Cannot run unshare");
     }
     let installed = tree::Installed::new(args.binary.as_deref())?;
-    let queue: Mutex<VecDeque<(&Case, Who)>> =
+    let queue: Queue<'_> =
         Mutex::new(args.who.iter().flat_map(|who| cases.iter().map(move |case| (case, *who))).collect());
     let rows = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -172,7 +181,7 @@ fn told(args: &Args, rows: &[Row]) -> Result<ExitCode> {
     print!("{}{}", report::text(rows), report::failures(rows));
     let sum = |of: fn(&Row) -> usize| rows.iter().map(of).sum::<usize>();
     println!(
-        "{} scenarios, {} points, {} kills, {} failures",
+        "{} scenarios, {} points, {} tried, {} failures",
         rows.iter().filter(|row| row.points > 0).count(),
         sum(|row| row.points),
         sum(|row| row.killed),
@@ -206,51 +215,59 @@ fn scenarios(args: &Args) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
+/// What is still to be done.
+type Queue<'a> = Mutex<VecDeque<(&'a Case, Who)>>;
+
 /// Takes scenarios until there are none left. One that the harness cannot run has failed.
-fn worker(args: &Args, tree: &Tree, queue: &Mutex<VecDeque<(&Case, Who)>>, rows: &Mutex<Vec<Row>>) -> Result<()> {
+fn worker(args: &Args, tree: &Tree, queue: &Queue<'_>, rows: &Mutex<Vec<Row>>) -> Result<()> {
     let mut servers: Vec<(Who, Sshd)> = Vec::new();
     loop {
-        let Some((case, who)) = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() else { return Ok(()) };
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some((case, who)) = next else { return Ok(()) };
         if who == Who::Remote && !case.needs_bridge() {
             continue;
         }
-        let choice = Choice { who, sample: args.sample, seed: args.seed };
-        let row = one(args, case, tree, choice, &mut servers).unwrap_or_else(|error| {
-            let mut row = Row::new(case, who);
+        let done = one(args, case, tree, who, &mut servers).unwrap_or_else(|error| {
+            let mut row = Row::new(case, who, args.fault.first().copied());
             let wrong = vec![format!("The harness cannot run this: {error:#}")];
             row.failures.push(report::Failure { number: 0, point: String::new(), wrong, stderr: String::new() });
-            row
+            vec![row]
         });
-        if row.points == 0 && row.failures.is_empty() {
-            continue;
+        for row in done {
+            if row.points == 0 && row.failures.is_empty() {
+                continue;
+            }
+            if let Some(file) = &args.json {
+                let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file)?;
+                writeln!(file, "{}", serde_json::to_string(&row)?)?;
+            }
+            eprintln!(
+                "{:<26} {:<44} {:<11} {:>5} points {:>3} failures {:>6.1} s",
+                row.action,
+                row.variant,
+                row.fault.as_deref().unwrap_or_default(),
+                row.points,
+                row.failures.len(),
+                row.seconds
+            );
+            eprint!("{}", report::failures(std::slice::from_ref(&row)));
+            rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
         }
-        if let Some(file) = &args.json {
-            let mut file = std::fs::OpenOptions::new().append(true).create(true).open(file)?;
-            writeln!(file, "{}", serde_json::to_string(&row)?)?;
-        }
-        eprintln!(
-            "{:<26} {:<44} {:>5} points {:>3} failures {:>6.1} s",
-            row.action,
-            row.variant,
-            row.points,
-            row.failures.len(),
-            row.seconds
-        );
-        eprint!("{}", report::failures(std::slice::from_ref(&row)));
-        rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
     }
 }
 
-fn one(args: &Args, case: &Case, tree: &Tree, choice: Choice, servers: &mut Vec<(Who, Sshd)>) -> Result<Row> {
+/// Every way to disturb one case.
+fn one(args: &Args, case: &Case, tree: &Tree, who: Who, servers: &mut Vec<(Who, Sshd)>) -> Result<Vec<Row>> {
     if let Some(kind) = args.power {
         let tree = with_agent(args, tree);
-        return power::replay(
+        let row = power::replay(
             case,
             &tree,
             power::Choice { kind, most: args.sample.unwrap_or(usize::MAX), seed: args.seed, forgetful: args.forgetful },
         );
+        return Ok(vec![row?]);
     }
-    let kind = if choice.who == Who::Remote { Who::Remote } else { Who::Itself };
+    let kind = if who == Who::Remote { Who::Remote } else { Who::Itself };
     let wanted = case.needs_bridge() && (args.ssh || kind == Who::Remote);
     if wanted && !servers.iter().any(|(who, _)| *who == kind) {
         servers.push((kind, server(args, tree, kind)?));
@@ -263,7 +280,9 @@ fn one(args: &Args, case: &Case, tree: &Tree, choice: Choice, servers: &mut Vec<
     }
     let tree = if ssh.is_none() { &with_agent(args, tree) } else { tree };
     let mut world = World::new(ground.path(), case, tree, ssh, true)?;
-    scenario::enumerate(&mut world, choice, file.as_deref())
+    let faults = if args.fault.is_empty() { vec![None] } else { args.fault.iter().copied().map(Some).collect() };
+    let ways = faults.into_iter().map(|fault| Choice { who, fault, sample: args.sample, seed: args.seed });
+    scenario::enumerate(&mut world, &ways.collect::<Vec<_>>(), file.as_deref())
 }
 
 fn server(args: &Args, tree: &Tree, who: Who) -> Result<Sshd> {

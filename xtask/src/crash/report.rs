@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::fault::Fault;
 use super::tracer::Who;
 use crate::conformance::case::Case;
 
-/// Marks of the table in a page.
+/// Marks of the table of kills and power cuts in a page.
 const BEGIN: &str = "<!-- cargo xtask crash --report … --write -->";
+/// Marks of the table of faults.
+const BEGIN_FAULTS: &str = "<!-- cargo xtask crash --fault … --report … --write -->";
+/// End of both.
 const END: &str = "<!-- end of the table -->";
 
 /// One scenario.
@@ -25,9 +29,18 @@ pub struct Row {
     pub variant: String,
     /// Who was killed.
     pub who: String,
+    /// What was injected, if it was not a kill.
+    #[serde(default)]
+    pub fault: Option<String>,
+    /// Faults after which the action succeeded all the same.
+    #[serde(default)]
+    pub succeeded: usize,
+    /// Faults after which it failed, and part of what it takes away or replaces was gone or replaced.
+    #[serde(default)]
+    pub partly: usize,
     /// State-changing calls of an undisturbed run.
     pub points: usize,
-    /// Runs that were killed.
+    /// Runs that were killed, or had a fault.
     pub killed: usize,
     /// Kills after which the action had nothing left to do and said so.
     pub done_already: usize,
@@ -56,7 +69,7 @@ pub struct Failure {
 
 impl Row {
     /// An empty one.
-    pub fn new(case: &Case, who: Who) -> Self {
+    pub fn new(case: &Case, who: Who, fault: Option<Fault>) -> Self {
         let who = match who {
             Who::Itself => "self",
             Who::Children => "children",
@@ -67,6 +80,9 @@ impl Row {
             action: case.action().to_owned(),
             variant: format!("{}/{}", case.file, case.name),
             who: who.to_owned(),
+            fault: fault.map(|fault| fault.name().to_owned()),
+            succeeded: 0,
+            partly: 0,
             points: 0,
             killed: 0,
             done_already: 0,
@@ -83,16 +99,17 @@ pub fn text(rows: &[Row]) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "{:<26} {:<44} {:<8} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7}",
-        "action", "variant", "who", "points", "killed", "done", "orphans", "failures", "seconds"
+        "{:<26} {:<44} {:<8} {:<11} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7}",
+        "action", "variant", "who", "fault", "points", "tried", "done", "orphans", "failures", "seconds"
     );
     for row in rows {
         let _ = writeln!(
             text,
-            "{:<26} {:<44} {:<8} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7.1}",
+            "{:<26} {:<44} {:<8} {:<11} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7.1}",
             row.action,
             row.variant,
             row.who,
+            row.fault.as_deref().unwrap_or("kill"),
             row.points,
             row.killed,
             row.done_already,
@@ -111,8 +128,13 @@ pub fn failures(rows: &[Row]) -> String {
         for failure in &row.failures {
             let _ = writeln!(
                 text,
-                "{} {}: {} killed at {}: {}",
-                row.action, row.variant, row.who, failure.number, failure.point
+                "{} {}: {} {} at {}: {}",
+                row.action,
+                row.variant,
+                row.who,
+                row.fault.as_deref().unwrap_or("killed"),
+                failure.number,
+                failure.point
             );
             for wrong in &failure.wrong {
                 let _ = writeln!(text, "    {wrong}");
@@ -140,15 +162,51 @@ pub fn read(files: &[PathBuf]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Puts the table into the page, between its marks.
+/// Puts the tables into the page, between their marks; one without a row stays as it is.
 ///
 /// # Errors
 /// The page cannot be read or written, or has no marks.
 pub fn write(page: &Path, rows: &[Row]) -> Result<()> {
-    let text = std::fs::read_to_string(page).with_context(|| format!("Cannot read {}", page.display()))?;
-    let (head, rest) = text.split_once(BEGIN).with_context(|| format!("{} has no line {BEGIN}", page.display()))?;
-    let (_, tail) = rest.split_once(END).with_context(|| format!("{} has no line {END}", page.display()))?;
-    Ok(std::fs::write(page, format!("{head}{BEGIN}\n\n{}\n{END}{tail}", markdown(rows)))?)
+    let mut text = std::fs::read_to_string(page).with_context(|| format!("Cannot read {}", page.display()))?;
+    let (faults, kills): (Vec<Row>, Vec<Row>) = rows.iter().cloned().partition(|row| row.fault.is_some());
+    for (begin, rows, table) in
+        [(BEGIN, &kills, markdown as fn(&[Row]) -> String), (BEGIN_FAULTS, &faults, markdown_of_faults)]
+    {
+        if rows.is_empty() {
+            continue;
+        }
+        let (head, rest) = text.split_once(begin).with_context(|| format!("{} has no line {begin}", page.display()))?;
+        let (_, tail) = rest.split_once(END).with_context(|| format!("{} has no line {END}", page.display()))?;
+        text = format!("{head}{begin}\n\n{}\n{END}{tail}", table(rows));
+    }
+    Ok(std::fs::write(page, text)?)
+}
+
+/// A line for each family, each fault and who had it, as Markdown.
+fn markdown_of_faults(rows: &[Row]) -> String {
+    let mut sums: BTreeMap<[&str; 3], [usize; 6]> = BTreeMap::new();
+    for row in rows {
+        let failed = row.killed - row.succeeded.min(row.killed);
+        let key = [row.family.as_str(), row.fault.as_deref().unwrap_or_default(), &row.who];
+        for key in [key, ["\u{7f}", "", ""]] {
+            let sum = sums.entry(key).or_default();
+            let add = [1, row.points, row.killed, row.succeeded, failed, row.failures.len()];
+            sum.iter_mut().zip(add).for_each(|(sum, add)| *sum += add);
+        }
+    }
+    let mut text = String::from(
+        "| family | fault | in | variants | points | tried | succeeded all the same | failed as it should | failures |\n\
+         |---|---|---|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for ([family, fault, who], [variants, points, tried, succeeded, failed, failures]) in &sums {
+        let family = if who.is_empty() { "**all**" } else { family };
+        let failed = failed - failures.min(failed);
+        let _ = writeln!(
+            text,
+            "| {family} | {fault} | {who} | {variants} | {points} | {tried} | {succeeded} | {failed} | {failures} |"
+        );
+    }
+    text
 }
 
 /// A line for each action and each way to disturb it, as Markdown.

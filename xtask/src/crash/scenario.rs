@@ -1,4 +1,4 @@
-//! One scenario: an action that is killed at each of its points in turn, and what has to hold afterwards.
+//! One scenario: an action that is disturbed at each of its points in turn, and what has to hold afterwards.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -6,11 +6,15 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use nix::unistd::Pid;
 
+use super::calls::Call;
+use super::fault::Fault;
+use super::faults::Faults;
 use super::remote;
 use super::report::{Failure, Row};
 use super::state::{Reference, State, is_staging};
-use super::tracer::{self, Plan, Point, Trace, Who};
+use super::tracer::{self, Deed, Plan, Point, Trace, Who};
 use super::world::World;
 use crate::conformance::expect::plain_lines;
 use crate::conformance::process::Ran;
@@ -21,50 +25,69 @@ const DONE_ALREADY: [&str; 5] = ["does not exist", "exists already", "no layer",
 /// How the points of a scenario are chosen.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice {
-    /// Who is killed.
+    /// Who is disturbed.
     pub who: Who,
+    /// By what, if not by a kill.
+    pub fault: Option<Fault>,
     /// How many points, of all; all of them without it.
     pub sample: Option<usize>,
     /// What the sample is drawn by.
     pub seed: u64,
 }
 
-/// Kills at one point, and writes down the points so far.
+/// Disturbs one point, and counts the points so far.
 struct At {
     number: usize,
     count: usize,
+    who: Who,
+    fault: Option<Fault>,
 }
 
 impl Plan for At {
-    fn kill(&mut self, _: &Point) -> bool {
+    fn counts(&self, pid: Pid, child: bool, call: &Call) -> bool {
+        // A kill at a child's call kills us; a fault in it is the child's own.
+        self.fault.is_none_or(|fault| (!child || self.who != Who::Itself) && fault.possible(pid, call))
+    }
+
+    fn deed(&mut self, _: &Point) -> Deed {
         self.count += 1;
-        self.count == self.number
+        if self.count == self.number { self.fault.map_or(Deed::Kill, Deed::Fault) } else { Deed::Let }
     }
 }
 
 /// A traced run of the action.
-struct Disturbed {
-    trace: Trace,
-    /// Where, in words.
-    killed: Option<String>,
-    /// Points of the whole run, if it was not killed.
-    count: usize,
-    stdout: String,
-    stderr: String,
+pub struct Disturbed {
+    /// How it went.
+    pub trace: Trace,
+    /// Where it was disturbed, in words.
+    pub at: Option<String>,
+    /// Points of the whole run, if it was not disturbed.
+    pub count: usize,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
 }
 
-/// Kills `world`'s action at the chosen points. `remote` is where the far end of ssh counts.
+/// Disturbs `world`'s action in each of these ways, at the chosen points. `remote` is where the far end of ssh counts.
 ///
 /// # Errors
 /// The action does not do undisturbed what its case says, or the harness itself fails.
-pub fn enumerate(world: &mut World<'_>, choice: Choice, remote: Option<&Path>) -> Result<Row> {
-    let begin = Instant::now();
-    let mut row = Row::new(world.case, choice.who);
+pub fn enumerate(world: &mut World<'_>, ways: &[Choice], remote: Option<&Path>) -> Result<Vec<Row>> {
     let Some(reference) = reference(world)? else {
-        return Ok(row);
+        return Ok(Vec::new());
     };
-    let whole = disturb(world, choice.who, 0, remote)?;
+    let rows = ways.iter().map(|choice| one_way(world, *choice, &reference, remote)).collect();
+    world.restore()?;
+    rows
+}
+
+fn one_way(world: &World<'_>, choice: Choice, reference: &Reference, remote: Option<&Path>) -> Result<Row> {
+    let begin = Instant::now();
+    let mut row = Row::new(world.case, choice.who, choice.fault);
+    let whole = disturb(world, choice, 0, remote)?;
     row.points = whole.count;
+    let faults = choice.fault.map(|fault| Faults::new(fault, choice.who, reference, &whole));
     // Runs differ a little: threads, and how full pipes are. So it goes on until a run ends undisturbed.
     let chosen = chosen(whole.count, choice);
     let mut next = 1;
@@ -78,24 +101,26 @@ pub fn enumerate(world: &mut World<'_>, choice: Choice, remote: Option<&Path>) -
             None => next,
         };
         next += 1;
-        let run = disturb(world, choice.who, number, remote)?;
-        if run.killed.is_some() {
+        let run = disturb(world, choice, number, remote)?;
+        if run.at.is_some() {
             row.killed += 1;
         }
-        let wrong = judge(world, &reference, &run, &mut row)?;
+        let wrong = match &faults {
+            Some(faults) => faults.judge(world, &run, &mut row)?,
+            None => judge(world, reference, &run, &mut row)?,
+        };
         if !wrong.is_empty() {
-            let point = run.killed.clone().unwrap_or_else(|| "not killed".to_owned());
+            let point = run.at.clone().unwrap_or_else(|| "not disturbed".to_owned());
             row.failures.push(Failure { number, point, wrong, stderr: run.stderr.clone() });
             // One scenario that is wrong everywhere tells nothing more.
             if row.failures.len() >= 12 {
                 break;
             }
         }
-        if run.killed.is_none() && chosen.is_none() && number > whole.count {
+        if run.at.is_none() && chosen.is_none() && number > whole.count {
             break;
         }
     }
-    world.restore()?;
     row.seconds = begin.elapsed().as_secs_f64();
     Ok(row)
 }
@@ -116,7 +141,7 @@ fn chosen(count: usize, choice: Choice) -> Option<Vec<usize>> {
 
 /// Leaves `count` of them, drawn by the seed.
 pub fn draw<T>(all: &mut Vec<T>, count: usize, seed: u64) {
-    let choice = Choice { who: Who::Itself, sample: Some(count), seed };
+    let choice = Choice { who: Who::Itself, fault: None, sample: Some(count), seed };
     if let Some(numbers) = chosen(all.len(), choice) {
         let mut number = 0;
         all.retain(|_| {
@@ -171,13 +196,14 @@ pub fn reply(stdout: &[u8]) -> String {
     String::from_utf8_lossy(stdout).split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-fn disturb(world: &World<'_>, who: Who, number: usize, remote: Option<&Path>) -> Result<Disturbed> {
+fn disturb(world: &World<'_>, choice: Choice, number: usize, remote: Option<&Path>) -> Result<Disturbed> {
     world.restore()?;
+    let Choice { who, fault, .. } = choice;
     if who == Who::Remote {
-        return disturb_remote(world, number, remote.context("No remote side")?);
+        return disturb_remote(world, fault, number, remote.context("No remote side")?);
     }
-    let mut plan = At { number, count: 0 };
-    let (mut child, input) = world.start_traced()?;
+    let mut plan = At { number, count: 0, who, fault };
+    let (mut child, input) = world.start_traced(fault.is_some())?;
     let mut stdin = child.stdin.take().context("No pipe")?;
     std::thread::spawn(move || drop(stdin.write_all(&input)));
     let streams = (child.stdout.take().context("No pipe")?, child.stderr.take().context("No pipe")?);
@@ -185,7 +211,7 @@ fn disturb(world: &World<'_>, who: Who, number: usize, remote: Option<&Path>) ->
     let trace = tracer::follow(&child, who, &mut plan)?;
     let read = |reader: std::thread::JoinHandle<String>| reader.join().unwrap_or_default();
     Ok(Disturbed {
-        killed: trace.killed.as_ref().map(ToString::to_string),
+        at: trace.disturbed.as_ref().map(ToString::to_string),
         count: plan.count,
         trace,
         stdout: read(readers.0),
@@ -193,16 +219,21 @@ fn disturb(world: &World<'_>, who: Who, number: usize, remote: Option<&Path>) ->
     })
 }
 
-fn disturb_remote(world: &World<'_>, number: usize, file: &Path) -> Result<Disturbed> {
-    remote::State { at: number, ..remote::State::default() }.save(file)?;
+fn disturb_remote(world: &World<'_>, fault: Option<Fault>, number: usize, file: &Path) -> Result<Disturbed> {
+    remote::State { at: number, fault, ..remote::State::default() }.save(file)?;
     let ran = world.run(world.call(), None)?;
     let left = world.processes_left();
     let state = remote::State::load(file)?;
     remote::State::default().save(file)?;
     let lingering = if ran.left_running { vec!["its process group".to_owned()] } else { Vec::new() };
     Ok(Disturbed {
-        trace: Trace { status: ran.rc(), too_long: ran.too_long, lingering: [lingering, left].concat(), killed: None },
-        killed: state.killed,
+        trace: Trace {
+            status: ran.rc(),
+            too_long: ran.too_long,
+            lingering: [lingering, left].concat(),
+            disturbed: None,
+        },
+        at: state.disturbed,
         count: state.count,
         stdout: String::from_utf8_lossy(&ran.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&ran.stderr).into_owned(),
@@ -217,16 +248,24 @@ fn drain(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandle<Stri
     })
 }
 
-/// What is wrong after a disturbed run, and after the same action was done again.
-fn judge(world: &World<'_>, reference: &Reference, run: &Disturbed, row: &mut Row) -> Result<Vec<String>> {
-    let root = world.root();
-    let mut wrong: Vec<String> = Vec::new();
-    wrong.extend(run.trace.lingering.iter().map(|line| format!("outlives it: {line}")));
+/// Processes and mounts that a disturbed run has left, and whether it came to its end.
+///
+/// # Errors
+/// The table of mounts cannot be read.
+pub fn left_behind(world: &World<'_>, run: &Disturbed) -> Result<Vec<String>> {
+    let mut wrong: Vec<String> = run.trace.lingering.iter().map(|line| format!("outlives it: {line}")).collect();
     if run.trace.too_long {
         wrong.push("did not end".to_owned());
     }
     wrong.extend(world.processes_left().into_iter().map(|line| format!("outlives it: {line}")));
-    wrong.extend(mounts(&root)?);
+    wrong.extend(mounts(&world.root())?);
+    Ok(wrong)
+}
+
+/// What is wrong after a disturbed run, and after the same action was done again.
+fn judge(world: &World<'_>, reference: &Reference, run: &Disturbed, row: &mut Row) -> Result<Vec<String>> {
+    let root = world.root();
+    let mut wrong = left_behind(world, run)?;
     let now = State::take(&root)?;
     let (named, drawn) = now.with_names(&reference.before, &reply(run.stdout.as_bytes()));
     wrong.extend(reference.lost(&root, &named, &drawn));

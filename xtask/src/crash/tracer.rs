@@ -1,9 +1,9 @@
-//! Runs a program and everything that it starts under ptrace, counts its state-changing calls, and kills at one of them.
+//! Runs a program and everything that it starts under ptrace, counts its state-changing calls, and disturbs one of them.
 //!
 //! The program is started by way of this binary itself ([`become_traced`]): it asks to be traced, puts a seccomp filter
 //! over itself that stops it at the calls of [`super::calls`] and at no others, and turns into the program. So the kernel
 //! picks the calls, and a run costs few more milliseconds than an undisturbed one. A process that is killed at such a
-//! stop does not make the call.
+//! stop does not make the call; and one whose registers are changed there makes another one, or none ([`super::fault`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -23,9 +23,12 @@ use nix::unistd::Pid;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 use super::calls::{self, Call};
+use super::fault::{Fault, Way};
 
 /// Word for the command line of this binary that makes it the traced program.
 pub const WORD: &str = "crash-traced";
+/// The same, stopped at `close` too.
+pub const CLOSING: &str = "crash-traced-closing";
 
 /// How long processes may outlive the first one.
 const GRACE: Duration = Duration::from_secs(15);
@@ -59,10 +62,26 @@ impl std::fmt::Display for Point {
     }
 }
 
-/// What is done at each counted call, which is told with its number: the first one is 1.
+/// What is done to a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// Nothing: it is made.
+    Let,
+    /// It is not made, since the process is killed.
+    Kill,
+    /// It fails, or does half of its work.
+    Fault(Fault),
+}
+
+/// Says what is done at each call that changes something.
 pub trait Plan {
-    /// Whether to kill here.
-    fn kill(&mut self, point: &Point) -> bool;
+    /// Whether this call of a stopped process counts at all; `child`: it is not the action's own.
+    fn counts(&self, _pid: Pid, _child: bool, _call: &Call) -> bool {
+        true
+    }
+
+    /// What is done to a call that counts.
+    fn deed(&mut self, point: &Point) -> Deed;
 }
 
 /// What a traced run came to.
@@ -70,23 +89,23 @@ pub trait Plan {
 pub struct Trace {
     /// Wait status of the first process: exit code, or 128 and the signal.
     pub status: i32,
-    /// Where it was killed.
-    pub killed: Option<Point>,
+    /// Where it was disturbed.
+    pub disturbed: Option<Point>,
     /// Processes that had to be ended.
     pub lingering: Vec<String>,
     /// It took too long.
     pub too_long: bool,
 }
 
-/// Asks to be traced, and becomes the program.
+/// Asks to be traced, and becomes the program; with `closes`, one that is stopped at `close` too.
 ///
 /// # Errors
 /// The kernel refuses one of them; on success this does not return.
-pub fn become_traced(words: &[OsString]) -> Result<std::convert::Infallible> {
+pub fn become_traced(words: &[OsString], closes: bool) -> Result<std::convert::Infallible> {
     let (program, arguments) = words.split_first().context("No program")?;
     ptrace::traceme().context("Cannot be traced")?;
     raise(Signal::SIGSTOP)?;
-    let rules: BTreeMap<i64, Vec<_>> = calls::numbers().map(|number| (number, Vec::new())).collect();
+    let rules: BTreeMap<i64, Vec<_>> = calls::numbers(closes).map(|number| (number, Vec::new())).collect();
     let filter =
         SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Trace(0), std::env::consts::ARCH.try_into()?)?;
     let filter: BpfProgram = filter.try_into()?;
@@ -94,13 +113,14 @@ pub fn become_traced(words: &[OsString]) -> Result<std::convert::Infallible> {
     Err(Command::new(program).args(arguments).exec()).with_context(|| format!("Cannot run {}", program.display()))
 }
 
-/// A command that runs `program` traced; arguments, environment and descriptors are the caller's to add.
+/// A command that runs `program` traced, at `close` too if `closes`; arguments, environment and descriptors are the
+/// caller's to add.
 ///
 /// # Errors
 /// This binary cannot be found.
-pub fn command(program: &std::path::Path) -> Result<Command> {
+pub fn command(program: &std::path::Path, closes: bool) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("Cannot find this binary")?);
-    command.arg(WORD).arg(program);
+    command.arg(if closes { CLOSING } else { WORD }).arg(program);
     Ok(command)
 }
 
@@ -134,7 +154,8 @@ pub fn follow(child: &Child, who: Who, plan: &mut dyn Plan) -> Result<Trace> {
             | Options::PTRACE_O_TRACEFORK
             | Options::PTRACE_O_TRACEVFORK
             | Options::PTRACE_O_TRACEEXEC
-            | Options::PTRACE_O_TRACESECCOMP,
+            | Options::PTRACE_O_TRACESECCOMP
+            | Options::PTRACE_O_TRACESYSGOOD,
     )?;
     let shared = Arc::new(Mutex::new(Shared {
         first: first.as_raw(),
@@ -166,6 +187,8 @@ fn events(first: Pid, who: Who, plan: &mut dyn Plan, shared: &Mutex<Shared>, tra
     let mut known = BTreeSet::from([first.as_raw()]);
     let mut stopped_once = known.clone();
     let mut began = false;
+    // Calls that are made, and are to answer this in the place of what the kernel says.
+    let mut answers = BTreeMap::new();
     loop {
         // Other children of this thread are none of ours and may live on: nobody is waited for when all of ours are gone.
         let mut flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
@@ -182,6 +205,7 @@ fn events(first: Pid, who: Who, plan: &mut dyn Plan, shared: &Mutex<Shared>, tra
             WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _) => {
                 known.remove(&pid.as_raw());
                 stopped_once.remove(&pid.as_raw());
+                answers.remove(&pid.as_raw());
                 lock(shared).traced.remove(&pid.as_raw());
                 if pid == first {
                     trace.status = match status {
@@ -204,8 +228,20 @@ fn events(first: Pid, who: Who, plan: &mut dyn Plan, shared: &Mutex<Shared>, tra
                 if event == libc::PTRACE_EVENT_EXEC {
                     // What came before was this binary on its way.
                     began = true;
-                } else if event == libc::PTRACE_EVENT_SECCOMP && began {
-                    at_call(pid, first, who, plan, trace);
+                } else if event == libc::PTRACE_EVENT_SECCOMP
+                    && began
+                    && let Some(answer) = at_call(pid, first, who, plan, trace)
+                {
+                    answers.insert(pid.as_raw(), answer);
+                    let _ = ptrace::syscall(pid, None);
+                    continue;
+                }
+                resume(pid, None);
+            }
+            WaitStatus::PtraceSyscall(pid) => {
+                if let Some(answer) = answers.remove(&pid.as_raw()) {
+                    // One that was killed meanwhile hears no answer.
+                    let _ = calls::answer(pid, answer);
                 }
                 resume(pid, None);
             }
@@ -226,24 +262,36 @@ fn resume(pid: Pid, signal: Option<Signal>) {
     let _ = ptrace::cont(pid, signal);
 }
 
-fn at_call(pid: Pid, first: Pid, who: Who, plan: &mut dyn Plan, trace: &mut Trace) {
-    let Ok(group) = group(pid) else { return };
+/// Does what the plan says; gives what the call is to answer when it was made, if that is something else.
+fn at_call(pid: Pid, first: Pid, who: Who, plan: &mut dyn Plan, trace: &mut Trace) -> Option<Errno> {
+    let group = group(pid).ok()?;
     if who == Who::Children && group == first {
-        return;
+        return None;
     }
     // A process that was killed meanwhile has no call to read.
-    let Ok(Some(call)) = calls::of(pid) else { return };
+    let call = calls::of(pid).ok()??;
+    if !plan.counts(pid, group != first, &call) {
+        return None;
+    }
     let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
     let point = Point { program, call };
-    if !plan.kill(&point) {
-        return;
+    match plan.deed(&point) {
+        Deed::Let => return None,
+        Deed::Kill => {
+            let _ = match who {
+                Who::Itself => kill(first, Signal::SIGKILL),
+                Who::Children => kill(group, Signal::SIGKILL),
+                Who::Remote => kill(Pid::from_raw(0), Signal::SIGKILL),
+            };
+        }
+        Deed::Fault(fault) => {
+            let way = fault.inject(pid, &point.call).ok()?;
+            trace.disturbed = Some(point);
+            return if let Way::Afterwards(answer) = way { Some(answer) } else { None };
+        }
     }
-    trace.killed = Some(point);
-    let _ = match who {
-        Who::Itself => kill(first, Signal::SIGKILL),
-        Who::Children => kill(group, Signal::SIGKILL),
-        Who::Remote => kill(Pid::from_raw(0), Signal::SIGKILL),
-    };
+    trace.disturbed = Some(point);
+    None
 }
 
 /// The process that a thread belongs to.

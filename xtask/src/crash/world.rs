@@ -187,13 +187,14 @@ impl<'a> World<'a> {
         })
     }
 
-    /// Starts the last call traced, by the calling thread; gives it and what goes to its standard input.
+    /// Starts the last call traced, by the calling thread, at `close` too if `closes`; gives it and what goes to its
+    /// standard input.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start_traced(&self) -> Result<(Child, Vec<u8>)> {
+    pub fn start_traced(&self, closes: bool) -> Result<(Child, Vec<u8>)> {
         let call = self.call();
-        let mut command = tracer::command(&self.sandbox.entry(call))?;
+        let mut command = tracer::command(&self.sandbox.entry(call), closes)?;
         command.args(payload::argv(call, &self.vars)?.iter().map(OsStr::new));
         command.env_clear().envs(self.env(call)?).current_dir(self.root().join("one/var")).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
