@@ -69,8 +69,9 @@ pub fn render(script: &Script) -> String {
 /// - `os_cap command…`: the command's output as an answer; its status in `s`.
 /// - `os_ok status…`: dies unless `s` is one of these.
 /// - `os_say text`: a short answer.
-/// - `os_temp dir`: makes a file in `dir` whose name is `w` and which nobody else opens; it is removed when the script ends,
-///   also by a signal, until `os_kept` says that it has its name.
+/// - `os_temp path [name]`: makes a file, to be renamed to `path`, whose name is `w` and which nobody else opens; it is removed
+///   when the script ends, also by a signal, until `os_kept` says that it has its name. Its name is `name`, one of a staging
+///   directory, if that is on the same file system: then it goes with its owner, however the script ends.
 /// - `os_whole path`: takes the end mark `os_end` (see [`super::host::wire`]), where one was agreed on, off a received
 ///   file, and dies where it is missing: then the connection ended, not the data.
 const PROLOGUE: &str = r#"set -u
@@ -106,7 +107,11 @@ os_whole() {
 os_excl() { dd if=/dev/null of="$1" conv=excl status=none; }
 os_temp() {
   trap 'exit 143' TERM HUP INT
-  w=$1/.onestore.$$-$i-$(date +%N)
+  w=${1%/*}/.onestore.$$-$i-$(date +%N)
+  if [ "${2-}" ]; then
+    o=$(stat -Lc %d -- "${1%/*}/") && t=$(stat -Lc %d -- "${2%/*}/") || exit
+    [ "$o" != "$t" ] || { w=$2; rm -f -- "$w" || exit; }
+  fi
   (umask 077; os_excl "$w") || { s=$?; w=; exit "$s"; }
 }
 os_kept() { w=; trap - TERM HUP INT; }
@@ -149,9 +154,13 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
     }
     // The next descriptor of a lock or guard.
     let mut held = 6;
+    let mut claimed: Option<&Path> = None;
     for (index, op) in script.ops.iter().enumerate() {
         let _ = writeln!(text, "os_b {index}");
         text.push_str(&inside(op, &script.fences));
+        if let Op::Claim { path } = op {
+            claimed = Some(path);
+        }
         let body = match fault(script, index) {
             Some(fault) => format!("os_die {}", quote(OsStr::new(&fault))),
             None => match op {
@@ -175,7 +184,7 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
                 Op::SendAllowed { path, policy } => send_allowed(path, policy),
                 Op::Carry(_) | Op::Attend { .. } => format!("os_die {}", quote(OsStr::new(NOT_HERE))),
                 op if op.is_question() => question(op),
-                op => change(op),
+                op => change(op, claimed.map(|path| (path, index))),
             },
         };
         text.push_str(&body);
@@ -245,7 +254,7 @@ fn question(op: &Op) -> String {
 }
 
 /// The commands of a change; they exit with the failing command's status.
-fn change(op: &Op) -> String {
+fn change(op: &Op, claimed: Option<(&Path, usize)>) -> String {
     match op {
         Op::MakeDir { path } => format!("mkdir -p -- {} || exit", q(path)),
         Op::Claim { path } => format!(
@@ -267,12 +276,13 @@ fn change(op: &Op) -> String {
         Op::Write { path, content, mode } => {
             let content = BASE64.encode(content.reveal());
             format!(
-                "os_temp {dir}\n\
+                "os_temp {path}{temp}\n\
                  printf %s '{content}' | base64 -d >\"$w\" && chmod {mode:04o} -- \"$w\" && sync \"$w\" \
                  && mv -fT -- \"$w\" {path} && sync {dir} || exit\nos_kept",
                 dir = dir_of(path),
                 mode = mode & 0o7777,
                 path = q(path),
+                temp = temp_of(path, claimed),
             )
         }
         Op::Rename { from, to } => {
@@ -287,7 +297,7 @@ fn change(op: &Op) -> String {
                 from_dir = dir_of(from),
             )
         }
-        Op::Move { from, to } => move_file(from, to),
+        Op::Move { from, to } => move_file(from, to, claimed),
         Op::Remove { path, tree, must_exist } => {
             let need = if *must_exist { format!("os_need {} ''\n", q(path)) } else { String::new() };
             let flags = if *tree { "-rf" } else { "-f" };
@@ -354,12 +364,12 @@ fn follow_flag(follow: bool) -> &'static str {
 }
 
 /// `mv` would not sync, and would leave a part under the final name when it is killed on its way to another file system.
-fn move_file(from: &Path, to: &Path) -> String {
+fn move_file(from: &Path, to: &Path, claimed: Option<(&Path, usize)>) -> String {
     format!(
         "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
          if [ \"$t\" = \"${{o##* }}\" ]; then mv -fT -- {from} {to} && sync {dir} {from_dir} || exit\n\
          elif [ -d {from} ] && ! [ -L {from} ]; then os_die ': Is a directory'\n\
-         else os_temp {dir}\n\
+         else os_temp {to}{temp}\n\
          rm -f -- \"$w\" && cp -dpT --reflink=auto --sparse=auto -- {from} \"$w\" && {{ [ -L \"$w\" ] || sync \"$w\"; }} \
          && mv -fT -- \"$w\" {to} && sync {dir} || exit\nos_kept\n\
          rm -f -- {from} && sync {from_dir} || exit; fi",
@@ -367,7 +377,16 @@ fn move_file(from: &Path, to: &Path) -> String {
         to = q(to),
         dir = dir_of(to),
         from_dir = dir_of(from),
+        temp = temp_of(to, claimed),
     )
+}
+
+/// The second word for `os_temp`, if there is one: beside a staging file, or beside the script's claim, with the operation's
+/// number.
+fn temp_of(path: &Path, claimed: Option<(&Path, usize)>) -> String {
+    let index = claimed.map_or(0, |(_, index)| index as u64);
+    let temp = staging::beside(path, index).or_else(|| staging::beside(claimed?.0, index));
+    temp.map_or_else(String::new, |temp| format!(" {}", q(&temp)))
 }
 
 fn lock(name: &str, wait_seconds: u64, fd: usize) -> String {
