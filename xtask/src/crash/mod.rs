@@ -11,7 +11,7 @@
 //!
 //! With `--fault` a call fails in the place of the kill ([`fault`], [`faults`]).
 //!
-//! Reading order: [`calls`], [`tracer`], [`remote`], [`world`], [`state`], [`scenario`], [`fault`], [`faults`], [`report`].
+//! Reading order: [`calls`], [`tracer`], [`same`], [`remote`], [`world`], [`state`], [`left`], [`scenario`], [`fault`], [`faults`], [`report`].
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -30,9 +30,11 @@ use crate::conformance::sshd::{More, Sshd};
 mod calls;
 mod fault;
 mod faults;
+mod left;
 mod power;
 mod remote;
 mod report;
+mod same;
 mod scenario;
 mod state;
 mod tracer;
@@ -97,6 +99,9 @@ pub struct Args {
     /// Append every row as a line of JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Leave out scenarios that have a row in the file of --json: an interrupted run goes on
+    #[arg(long, requires = "json", conflicts_with_all = ["fault", "power"])]
+    go_on: bool,
     /// Run nothing: read rows that were written with --json
     #[arg(long, value_name = "FILE", num_args = 1..)]
     report: Vec<PathBuf>,
@@ -161,8 +166,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Err(own.env(OWN_MOUNTS, "yes").exec()).context("Cannot run unshare");
     }
     let installed = tree::Installed::new(args.binary.as_deref())?;
+    let done = match &args.json {
+        Some(file) if args.go_on && file.exists() => report::read(std::slice::from_ref(file))?,
+        _ => Vec::new(),
+    };
+    let all = args.who.iter().flat_map(|who| cases.iter().map(move |case| (case, *who)));
     let queue: Queue<'_> =
-        Mutex::new(args.who.iter().flat_map(|who| cases.iter().map(move |case| (case, *who))).collect());
+        Mutex::new(all.filter(|(case, who)| !done.iter().any(|row| row.is_of(case, *who))).collect());
     let rows = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         let workers: Vec<_> =
