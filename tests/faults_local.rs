@@ -69,7 +69,7 @@ fn overlay(cloud: &Cloud, path: &str, backing: &str) {
 
 /// A disk with a snapshot, ready to go back, and what its image was.
 fn back() -> Cloud {
-    let cloud = Cloud::new();
+    let cloud = Cloud::of(MAD);
     cloud.qcow2("ds/1/abc", 2);
     fs::copy(cloud.path("ds/1/abc"), cloud.path("old")).expect("copies");
     fs::create_dir(cloud.path("ds/103/7/disk.3.snap")).expect("a folder");
@@ -127,7 +127,7 @@ fn a_cancelled_return_leaves_the_image() {
 fn a_killed_move_has_the_directory_in_one_place() {
     let words = ["node1:{ds}/103/7", "node2:{ds}/104/7", "7", "104"];
     for moment in 0..MOMENTS {
-        let cloud = Cloud::new();
+        let cloud = Cloud::of(MAD);
         cloud.image("ds/103/7/disk.2", 8);
         cloud.image("same", 8);
         let mut child = cloud.start("mv", &words);

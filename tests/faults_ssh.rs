@@ -1,131 +1,22 @@
-//! The ssh transfer manager killed, cancelled and called twice. The real binary; hosts are this machine behind a stand-in for ssh, so that scripts go through
-//! sh as on a host where the binary does not stand.
+//! The ssh transfer manager killed, cancelled and called twice. Whatever happens, the image or the disk is whole in one
+//! place, and the same action completes it.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::Signal;
 
-/// Moments of a run at which it is disturbed.
-const MOMENTS: u32 = 6;
+#[path = "hosts/tm_faults.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod tm_faults;
 
-/// A cloud in a temporary folder: image datastore 1, system datastores 103 and 104, VM 7.
-struct Cloud {
-    root: tempfile::TempDir,
-}
+use tm_faults::{Case, Cloud, MOMENTS, cancelled, disturbances, killed, qemu_img, same, signal};
 
-const SSH: &str = "#!/bin/sh\nwhile [ $# -gt 0 ] && [ \"$1\" != -- ]; do shift; done\n[ $# -ge 3 ] || exit 1\nshift 2\nexec sh -c \"$1\"\n";
-
-impl Cloud {
-    fn new() -> Self {
-        let root = tempfile::tempdir().expect("a temporary folder");
-        for folder in ["ds/1", "ds/103/7", "ds/104", "oned/vm", "oned/datastore", "one/etc", "one/var", "home", "vms"] {
-            fs::create_dir_all(root.path().join(folder)).expect("a folder");
-        }
-        let cloud = Self { root };
-        fs::write(cloud.path("ssh"), SSH).expect("ssh");
-        fs::set_permissions(cloud.path("ssh"), fs::Permissions::from_mode(0o755)).expect("executable");
-        let source = cloud.path("ds/1/abc").display().to_string();
-        let disk = |id: u32, more: &str| format!("<DISK><DISK_ID>{id}</DISK_ID><SOURCE>{source}</SOURCE>{more}</DISK>");
-        let disks = [
-            disk(0, "<FORMAT>qcow2</FORMAT><CLONE>YES</CLONE>"),
-            disk(1, "<FORMAT>qcow2</FORMAT><CLONE>YES</CLONE><QCOW2_STANDALONE>yes</QCOW2_STANDALONE>"),
-            disk(2, "<FORMAT>raw</FORMAT><CLONE>YES</CLONE>"),
-            disk(3, "<FORMAT>qcow2</FORMAT><CLONE>NO</CLONE>"),
-            "<DISK><DISK_ID>5</DISK_ID><FS>ext4</FS></DISK>".to_owned(),
-        ];
-        let vm = format!("<VM><ID>7</ID><LCM_STATE>0</LCM_STATE><TEMPLATE>{}</TEMPLATE></VM>", disks.concat());
-        fs::write(cloud.path("oned/vm/7.xml"), vm).expect("the VM");
-        for id in [1, 103, 104] {
-            let xml = format!("<DATASTORE><ID>{id}</ID></DATASTORE>");
-            fs::write(cloud.path(&format!("oned/datastore/{id}.xml")), xml).expect("a datastore");
-        }
-        cloud
-    }
-
-    fn path(&self, below: &str) -> PathBuf {
-        self.root.path().join(below)
-    }
-
-    fn command(&self, action: &str, words: &[&str]) -> Command {
-        let root = self.root.path().display().to_string();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_onestore"));
-        command.args(["tm", "ssh", action]).args(words.iter().map(|word| word.replace("{ds}", &format!("{root}//ds"))));
-        command.env_clear().env("ONESTORE_ONED", format!("dir:{root}/oned")).env("ONE_LOCATION", self.path("one"));
-        command.env("SSH", self.path("ssh")).env("ONESTORE_SSH", "openssh").env("HOME", self.path("home"));
-        command.env("ONESTORE_LOCK_DIR", self.path("locks")).env("DS_DIR", self.path("ds"));
-        command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        command
-    }
-
-    fn start(&self, action: &str, words: &[&str]) -> Child {
-        self.command(action, words).spawn().expect("starts")
-    }
-
-    #[track_caller]
-    fn done(&self, action: &str, words: &[&str]) -> Output {
-        let ran = self.command(action, words).output().expect("runs");
-        assert!(ran.status.success(), "{action}: {}", String::from_utf8_lossy(&ran.stderr));
-        ran
-    }
-
-    /// An image with data that does not compress to nothing.
-    fn image(&self, below: &str, mib: u32) -> PathBuf {
-        let path = self.path(below);
-        let bytes: Vec<u8> = (0..mib << 18).flat_map(|n| n.wrapping_mul(0x9E37_79B9).to_le_bytes()).collect();
-        fs::write(&path, bytes).expect("an image");
-        path
-    }
-
-    fn qcow2(&self, below: &str, mib: u32) -> PathBuf {
-        let raw = self.image("raw", mib);
-        let path = self.path(below);
-        qemu_img(&["convert", "-f", "raw", "-O", "qcow2"], &[&raw, &path]);
-        fs::remove_file(raw).expect("removes");
-        path
-    }
-
-    /// All paths below the datastores, and what they are.
-    fn listing(&self) -> Vec<String> {
-        let found = Command::new("find").arg(self.path("ds")).args(["-printf", "%P %y %l\\n"]).output().expect("find");
-        let text = String::from_utf8_lossy(&found.stdout).into_owned();
-        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        lines.sort();
-        lines
-    }
-
-    fn staged(&self) -> Vec<String> {
-        self.listing().into_iter().filter(|line| line.contains(".onestore")).collect()
-    }
-}
-
-#[track_caller]
-fn qemu_img(words: &[&str], paths: &[&Path]) {
-    let ran = Command::new("qemu-img").args(words).args(paths).output().expect("qemu-img");
-    assert!(ran.status.success(), "{words:?}: {}", String::from_utf8_lossy(&ran.stderr));
-}
-
-/// Whether a guest reads the same from both.
-fn same(a: &Path, b: &Path) -> bool {
-    Command::new("qemu-img").arg("compare").args(["-q", "-U"]).args([a, b]).status().expect("qemu-img").success()
-}
-
-fn signal(child: &Child, signal: Signal) {
-    let _ = kill_process_group(Pid::from_child(child), signal);
-}
-
-/// An action, what it needs, and what has to be there when it is done.
-struct Case {
-    action: &'static str,
-    words: &'static [&'static str],
-    prepare: fn(&Cloud),
-    check: fn(&Cloud),
-}
+/// The transfer manager.
+const MAD: &str = "ssh";
 
 const RAW: Case = Case {
     action: "clone",
@@ -162,74 +53,13 @@ const SNAPSHOT: Case = Case {
     check: |cloud| assert!(same(&cloud.path("ds/103/7/disk.2.snap/0"), &cloud.path("ds/103/7/disk.2"))),
 };
 
-/// Runs a case undisturbed and gives how long that took.
-fn reference(case: &Case) -> Duration {
-    let cloud = Cloud::new();
-    (case.prepare)(&cloud);
-    let begin = Instant::now();
-    cloud.done(case.action, case.words);
-    (case.check)(&cloud);
-    begin.elapsed()
-}
-
-fn killed(case: &Case) {
-    let took = reference(case);
-    for moment in 0..MOMENTS {
-        let cloud = Cloud::new();
-        (case.prepare)(&cloud);
-        let mut child = cloud.start(case.action, case.words);
-        std::thread::sleep(took * moment / MOMENTS);
-        signal(&child, Signal::KILL);
-        child.wait().expect("waits");
-        // What is called a saved image is one, at any time.
-        let saved = cloud.path("ds/1/new");
-        assert!(!saved.exists() || same(&saved, &cloud.path("ds/103/7/disk.2")), "{} at {moment}", case.action);
-        cloud.done(case.action, case.words);
-        (case.check)(&cloud);
-        assert_eq!(cloud.staged(), Vec::<String>::new(), "{} at {moment}", case.action);
-    }
-}
-
-fn cancelled(case: &Case) {
-    let took = reference(case);
-    for moment in 0..MOMENTS {
-        let cloud = Cloud::new();
-        (case.prepare)(&cloud);
-        // A datastore that has had a VM: `.monitor`, once made, stays; the next action wants it as well.
-        fs::write(cloud.path("ds/103/.monitor"), "ssh\n").expect("the mark");
-        let before = cloud.listing();
-        let child = cloud.start(case.action, case.words);
-        std::thread::sleep(took * moment / MOMENTS);
-        signal(&child, Signal::TERM);
-        let ran = child.wait_with_output().expect("waits");
-        let about = format!("{} at {moment}: {}", case.action, String::from_utf8_lossy(&ran.stderr));
-        match ran.status.code() {
-            Some(0) => (case.check)(&cloud),
-            // Before the first instruction of ours there is no code.
-            Some(143) | None => assert_eq!(cloud.listing(), before, "{about}"),
-            code => panic!("{about}: {code:?}"),
-        }
-    }
-}
-
-macro_rules! disturbances {
-    ($($name:ident $case:ident),*) => { $(
-        mod $name {
-            #[test]
-            fn killed() { super::killed(&super::$case); }
-            #[test]
-            fn cancelled() { super::cancelled(&super::$case); }
-        }
-    )* };
-}
-
 disturbances!(clone_raw RAW, clone_larger LARGER, cpds CPDS, snapshot SNAPSHOT);
 
 #[test]
 fn a_killed_move_has_the_directory_whole() {
     let words = ["node1:{ds}/103/7", "node2:{ds}/104/7", "7", "104"];
     for moment in 0..MOMENTS {
-        let cloud = Cloud::new();
+        let cloud = Cloud::of(MAD);
         let original = cloud.image("original", 12);
         fs::copy(&original, cloud.path("ds/103/7/disk.2")).expect("copies");
         let mut child = cloud.start("mv", &words);
@@ -263,7 +93,7 @@ const RETURN: [&str; 4] = ["node1:{ds}/103/7/disk.3", "{ds}/1/abc", "7", "1"];
 #[test]
 fn a_killed_return_to_the_image_loses_nothing() {
     for moment in 0..MOMENTS {
-        let cloud = Cloud::new();
+        let cloud = Cloud::of(MAD);
         let (old, new) = returning(&cloud);
         let mut child = cloud.start("mvds", &RETURN);
         std::thread::sleep(Duration::from_millis(u64::from(moment) * 40));
@@ -282,7 +112,7 @@ fn a_killed_return_to_the_image_loses_nothing() {
 #[test]
 fn a_cancelled_return_to_the_image_is_none() {
     for moment in 0..MOMENTS {
-        let cloud = Cloud::new();
+        let cloud = Cloud::of(MAD);
         let (old, new) = returning(&cloud);
         let child = cloud.start("mvds", &RETURN);
         std::thread::sleep(Duration::from_millis(u64::from(moment) * 40));
@@ -314,7 +144,7 @@ fn layered(cloud: &Cloud) {
 fn a_killed_revert_of_layers_leaves_a_disk() {
     let words = ["node1:{ds}/103/7/disk.0", "0", "7", "103"];
     for moment in 0..MOMENTS {
-        let cloud = Cloud::new();
+        let cloud = Cloud::of(MAD);
         layered(&cloud);
         let written = cloud.path("written");
         let disk = cloud.path("ds/103/7/disk.0");
@@ -332,7 +162,7 @@ fn a_killed_revert_of_layers_leaves_a_disk() {
 
 #[test]
 fn layers_whose_merging_fails_stay() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::of(MAD);
     layered(&cloud);
     fs::remove_file(cloud.path("ds/103/7/disk.0.snap/base")).expect("removes");
     cloud.image("ds/1/abc", 1);
@@ -346,7 +176,7 @@ fn layers_whose_merging_fails_stay() {
 
 #[test]
 fn two_at_once_on_one_disk_come_one_after_the_other() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::of(MAD);
     (RAW.prepare)(&cloud);
     let both = [cloud.start("clone", RAW.words), cloud.start("clone", RAW.words)];
     for child in both {
@@ -359,7 +189,7 @@ fn two_at_once_on_one_disk_come_one_after_the_other() {
 
 #[test]
 fn an_image_that_changes_is_brought_to_the_replica_host_again() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::of(MAD);
     let system = "<DATASTORE><ID>103</ID><TEMPLATE><REPLICA_HOST>replica</REPLICA_HOST></TEMPLATE></DATASTORE>";
     fs::write(cloud.path("oned/datastore/103.xml"), system).expect("a datastore");
     fs::create_dir_all(cloud.path("one/var/remotes/etc/tm/ssh")).expect("a folder");

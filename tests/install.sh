@@ -563,7 +563,7 @@ case_real_binary() {
         [[ -e $R/$entry ]] || script "$R/$entry" 0755
     done < <("$real" links)
     # Entries that stay upstream's: they read what stands beside them and one folder higher.
-    for entry in tm/{qcow2,shared}/{prebackup,prebackup_live,postbackup,postbackup_live,restore}; do
+    for entry in tm/{qcow2,shared,ssh,local}/{prebackup,prebackup_live,postbackup,postbackup_live,restore}; do
         mkdir -p -- "$R/${entry%/*}"
         printf '#!/bin/sh\n. "$(dirname "$0")/../tm_common.sh" && echo "left %s $1"\n' "${entry##*/}" >"$R/$entry"
         chmod 0755 -- "$R/$entry"

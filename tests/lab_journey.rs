@@ -394,7 +394,7 @@ fn an_interrupted_journey_goes_on_where_it_was() {
         scope.spawn(|| {
             let grown = |name: &String| {
                 name.contains("journal")
-                    && fs::metadata(lab.path("ds/.onestore").join(name)).is_ok_and(|data| data.len() > 1000)
+                    && fs::metadata(lab.path("ds/.onestore").join(name)).is_ok_and(|data| data.len() > 4000)
             };
             within(60, || lab.staged().iter().any(grown));
             first.cancel.set();
@@ -406,6 +406,18 @@ fn an_interrupted_journey_goes_on_where_it_was() {
     // Blindly trusted, this would be part of the copy.
     let part = lab.staged().into_iter().find(|name| !name.contains("journal")).expect("a part");
     let part = File::options().write(true).open(lab.path("ds/.onestore").join(part)).expect("opens");
+    // The peer learns late that nobody wants it any more, and enters then what it has written.
+    let state = || {
+        lab.staged()
+            .iter()
+            .map(|name| fs::metadata(lab.path("ds/.onestore").join(name)).map(|data| data.mtime_nsec()).ok())
+            .collect::<Vec<_>>()
+    };
+    assert!(within(60, || {
+        let before = state();
+        std::thread::sleep(Duration::from_secs(1));
+        state() == before
+    }));
     part.write_all_at(b"not what was sent", 100).expect("writes");
     let log = Log::new("tm/ssh/mv", Some(&lab.path("log")));
     let control = control();

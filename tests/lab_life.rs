@@ -16,8 +16,8 @@ mod remotes;
 #[path = "lab/writer.rs"]
 mod writer;
 
-use hypervisors::{Layout, lab};
-use life::{Vm, publish};
+use hypervisors::{Lab, Layout, lab};
+use life::{Storage, Vm, publish};
 use remotes::Remotes;
 
 /// Snapshots, taken and deleted while the VM runs, and reverted while it is off.
@@ -42,7 +42,7 @@ fn snapshots(vm: &mut Vm<'_>) {
 }
 
 /// What users do with disks, and what operators do with hosts, until the VM ends.
-fn rest(vm: &mut Vm<'_>, mixed: bool) {
+fn rest(vm: &mut Vm<'_>, lab: &Lab, shared: bool) {
     vm.save_as(0, -1);
     vm.save_as(1, -1);
     vm.save_as(1, 0);
@@ -57,8 +57,11 @@ fn rest(vm: &mut Vm<'_>, mixed: bool) {
     vm.resize(0, 64);
     vm.resize(2, 20);
     vm.migrate_saved("host2");
-    if !mixed {
+    if shared {
         vm.migrate_live("host1");
+    } else {
+        // By the shell until now.
+        lab.sync_agent();
     }
     vm.snapshot(0, 3);
     vm.undeploy();
@@ -66,15 +69,44 @@ fn rest(vm: &mut Vm<'_>, mixed: bool) {
     vm.terminate();
 }
 
+/// From host to host, and what is saved and taken back on the way. `merged`: what becomes of the files of snapshots when one
+/// of three goes.
+fn travels(vm: &mut Vm<'_>, merged: (&[&str], &[&str])) {
+    vm.stop();
+    vm.resume_stopped_on("host2");
+    vm.migrate_live("host1");
+    for k in 0..3 {
+        vm.snapshot(0, k);
+    }
+    vm.snapshot(1, 0);
+    vm.mark(1);
+    vm.delete_snapshot(0, 1, merged.0, merged.1);
+    vm.save_as(0, -1);
+    vm.save_as(0, 2);
+    vm.save_as(3, -1);
+    vm.power_off();
+    vm.migrate_off("host2");
+    vm.snapshot(3, 0);
+    vm.revert(0, 2);
+    vm.save_as(1, 0);
+    vm.save_as(2, -1);
+    vm.resize(0, 56);
+    vm.begin("resume", 20);
+    vm.deploy();
+    vm.mark(3);
+    vm.terminate();
+    vm.lend_again();
+}
+
 #[test]
 #[ignore = "needs root, libvirt, QEMU"]
 fn on_shared_storage() {
     lab(Layout { memory: true, ..Layout::default() }, |lab| {
         lab.sync_agent();
-        let mut vm = Vm::new(lab, "qcow2", false);
+        let mut vm = Vm::new(lab, Storage::Shared);
         vm.instantiate();
         snapshots(&mut vm);
-        rest(&mut vm, false);
+        rest(&mut vm, lab, true);
         publish("Shared storage", &vm.transcript());
     });
 }
@@ -83,11 +115,35 @@ fn on_shared_storage() {
 #[ignore = "needs root, libvirt, QEMU"]
 fn on_storage_of_the_hosts() {
     lab(Layout { memory: true, ..Layout::default() }, |lab| {
-        let mut vm = Vm::new(lab, "shared", true);
+        let mut vm = Vm::new(lab, Storage::Mixed);
         vm.instantiate();
         snapshots(&mut vm);
-        rest(&mut vm, true);
-        publish("Storage of the hosts' own (mixed mode)", &vm.transcript());
+        rest(&mut vm, lab, false);
+        publish("Storage of the hosts' own: mixed mode", &vm.transcript());
+    });
+}
+
+#[test]
+#[ignore = "needs root, libvirt, QEMU"]
+fn on_storage_of_the_hosts_in_layers() {
+    lab(Layout { memory: true, ..Layout::default() }, |lab| {
+        lab.sync_agent();
+        let mut vm = Vm::new(lab, Storage::Local);
+        vm.instantiate();
+        travels(&mut vm, (&["2"], &["2.current"]));
+        publish("Storage of the hosts' own: local", &vm.transcript());
+    });
+}
+
+#[test]
+#[ignore = "needs root, libvirt, QEMU"]
+fn on_storage_of_the_hosts_in_copies() {
+    lab(Layout { memory: true, ..Layout::default() }, |lab| {
+        lab.sync_agent();
+        let mut vm = Vm::new(lab, Storage::Ssh);
+        vm.instantiate();
+        travels(&mut vm, (&["1"], &[]));
+        publish("Storage of the hosts' own: ssh", &vm.transcript());
     });
 }
 

@@ -119,7 +119,7 @@ conformance() {
     return "$status"
 }
 
-# Kills at points, and cuts of the power, drawn anew from a seed that stands here; docs/reliability.md has the full runs.
+# Kills at points, cuts of the power, and faults, drawn anew from a seed that stands here; docs/reliability.md has the full runs.
 crash() {
     [[ $EUID -eq 0 ]] || { echo 'run.sh: The crash harness mounts file systems and needs root' >&2; return 1; }
     cargo build --quiet --locked --workspace || return 1
@@ -127,7 +127,14 @@ crash() {
     "${xtask[@]}" fs --who self --cases 6 --sample 6 --seed 6 &&
         "${xtask[@]}" qcow2 --who self --cases 6 --sample 6 --seed 6 &&
         "${xtask[@]}" fs --power ext4 --cases 2 --sample 6 --seed 6 &&
-        "${xtask[@]}" qcow2 --power ext4 --cases 2 --sample 6 --seed 6
+        "${xtask[@]}" qcow2 --power ext4 --cases 2 --sample 6 --seed 6 &&
+        "${xtask[@]}" fs --fault enospc --fault eio --fault eintr --fault short --cases 2 --sample 4 --seed 6 &&
+        "${xtask[@]}" fs --fault eio --case fs/snapshots-qcow2/flatten &&
+        "${xtask[@]}" qcow2 --fault enospc --who children --case qcow2/mixed/mvds-snapshot-was-deleted &&
+        "${xtask[@]}" qcow2 --fault enospc --who children --case qcow2/snapshots/create-persistent &&
+        "${xtask[@]}" qcow2 --lie half --lie flood --lie signal --cases 2 --sample 2 --seed 6 &&
+        "${xtask[@]}" ssh --cut from --cases 1 --sample 3 --seed 6 &&
+        "${xtask[@]}" fs --hang --case fs/cp-local/raw
 }
 
 demo() {

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 
 use rustix::fs::{Advice, FallocateFlags, SeekFrom, fadvise, fallocate, fstatfs, ioctl_ficlone, seek};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::ahead::{Ahead, on_ext4};
 use super::holes::{Extents, is_zero, runs};
@@ -81,7 +81,7 @@ pub fn copy_file(from: &File, to: &File, sparse: Sparse, control: &Control) -> i
         Sparse::Holes => Gaps::Hole,
         // Allocated but unwritten extents read as zeroes, so that holes cost no writing.
         Sparse::Allocate if size == 0 => Gaps::Allocated,
-        Sparse::Allocate => match fallocate(to, FallocateFlags::empty(), 0, size) {
+        Sparse::Allocate => match retry_on_intr(|| fallocate(to, FallocateFlags::empty(), 0, size)) {
             Ok(()) => Gaps::Allocated,
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Gaps::Write,
             Err(error) => return Err(error.into()),
@@ -205,7 +205,8 @@ pub fn punch_zeroes(file: &File, control: &Control) -> io::Result<u64> {
             }
             for run in runs(&buffer[..n]).filter(|run| run.zero) {
                 let (offset, len) = (at + as_u64(run.start), as_u64(run.len));
-                match fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                match retry_on_intr(|| fallocate(file, flags, offset, len)) {
                     Ok(()) => punched += len,
                     Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(punched),
                     Err(error) => return Err(error.into()),

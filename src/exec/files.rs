@@ -385,12 +385,18 @@ pub fn write(path: &Path, content: &[u8], mode: u32, claimed: Option<&Path>) -> 
 
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let (old, new) = (fs::symlink_metadata(from)?, absent(fs::symlink_metadata(to))?);
-    if new.is_some_and(|new| (new.dev(), new.ino()) == (old.dev(), old.ino())) {
+    if new.as_ref().is_some_and(|new| (new.dev(), new.ino()) == (old.dev(), old.ino())) {
         // `rename(2)` does nothing with two names of one file and says that all is well; `mv` refuses, and so do we.
         return Err(io::Error::other("They are the same file"));
     }
+    let replaces = new.is_some();
     fs::rename(from, to)?;
-    sync_dirs(&[to, from])
+    sync_dirs(&[to, from]).inspect_err(|_| {
+        // Who is told that it failed takes it for not done, and what the old name should have held would stay away.
+        if !replaces {
+            let _ = fs::rename(to, from);
+        }
+    })
 }
 
 pub fn move_file(from: &Path, to: &Path, claimed: Option<&Path>, control: &Control) -> io::Result<()> {

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use super::alive::{self, Silence};
 use super::carry;
 use super::cmd::Cmd;
 use super::control::Control;
@@ -51,6 +52,13 @@ impl Default for Io<'_> {
 /// # Errors
 /// [`OpError`], its index set. What the operations before have done stays done.
 pub fn run(script: &Script, io: Io<'_>, programs: &Programs, control: &Control) -> Result<Vec<Value>, OpError> {
+    alive::ask(script, programs, control).map_err(|(index, silence)| {
+        let op = &script.ops[index];
+        match silence {
+            Silence::Stopped(stopped) => OpError::io(index, op, &io::Error::other(stopped)),
+            dead @ Silence::Dead { .. } => OpError::io(index, op, &io::Error::other(dead)),
+        }
+    })?;
     // Until the script ends, as the sh interpreter holds them: the guards first, they may need the locks.
     let mut locks = Vec::new();
     let mut guards = Vec::new();

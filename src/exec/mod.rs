@@ -6,6 +6,7 @@
 //! - [`cmd`]: an external command as data, its secrets typed. No I/O.
 //! - [`interpret`]: the *in process* interpreter of a script (rule 5 of `docs/architecture.md`).
 //! - [`error`]: how a script fails, in one line, from either interpreter.
+//! - [`alive`]: whether the storage that a script is about to touch answers at all.
 //! - [`fence`]: directories that a script does not leave.
 //! - `files`: the file operations of it, on system calls.
 //! - `guard`: what is run when a script ends, however it ends.
@@ -27,6 +28,7 @@
 
 pub mod agent;
 mod ahead;
+pub mod alive;
 pub mod answer;
 pub mod carry;
 pub mod cmd;
@@ -45,6 +47,7 @@ pub mod leash;
 pub mod lock;
 pub mod op;
 pub mod posix;
+mod posix_names;
 mod posix_paths;
 pub mod process;
 pub mod quote;

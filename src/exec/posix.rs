@@ -15,6 +15,7 @@
 //!
 //! Descriptors: 3 carries the status out of a pipeline, 4 is the real stdout, 5 the stream, 6 to 9 are locks and guards.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -23,11 +24,13 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::alive;
 use super::carry::NOT_HERE;
 use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
 use super::guard;
 use super::op::{FileKind, Node, Op, Script, Space, Sparse, Stat, Value};
+use super::posix_names::{dir_of, move_file, rename, temp_of};
 use super::posix_paths::{inside, send_allowed};
 use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
 use super::quote::{q, quote};
@@ -143,6 +146,34 @@ os_release() {
 }
 "#;
 
+/// What asks storage, see [`super::alive`]: `os_alive seconds [index path…]…` dies in the operation `index` where what holds
+/// one of its paths has not answered in time. What a link leads to is not asked. The child that hangs is left with nothing
+/// of ours open.
+const ALIVE: &str = r#"os_alive() {
+  os_n=$1; shift
+  while read -r o o o o os_m t; do
+    t=${t##* - }; o=${t#* }; o=${o%% *}; t=${t%% *}
+    case $t in @LOCAL@) continue ;; esac
+    for s in "$@"; do
+      case $s in /*) ;; *) os_i=$s; continue ;; esac
+      case $s/ in "${os_m%/}"/*) ;; *) continue ;; esac
+      stat -f -- "$os_m" >/dev/null 2>&1 </dev/null 3>&- 4>&- 5>&- &
+      os_p=$! os_c=0
+      while IFS= read -r s 2>/dev/null <"/proc/$os_p/stat"; do
+        case ${s##*)} in ' Z'* | ' X'*) break ;; esac
+        [ "$os_c" -lt "$((os_n * 50))" ] || {
+          kill -9 "$os_p"
+          os_b "$os_i"
+          os_die ": The storage mounted on $os_m ($t of $o) has not answered within $os_n s"
+        }
+        sleep 0.02; os_c=$((os_c + 1))
+      done
+      break
+    done
+  done </proc/self/mountinfo
+}
+"#;
+
 /// The script as POSIX sh, programs called as `programs` has them; nothing is looked up here.
 #[must_use]
 pub fn render_with(script: &Script, programs: &Programs) -> String {
@@ -152,6 +183,7 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
     if guarded {
         let _ = writeln!(text, "{GUARDS}os_program={}", quote(OsStr::new(guard::PROGRAM)));
     }
+    text.push_str(&asked(script));
     // The next descriptor of a lock or guard.
     let mut held = 6;
     let mut claimed: Option<&Path> = None;
@@ -200,16 +232,30 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
     text
 }
 
+/// [`ALIVE`] and its call, each path at the operation that has it first.
+fn asked(script: &Script) -> String {
+    let Some(patience) = alive::patience() else { return String::new() };
+    let mut text = ALIVE.replace("@LOCAL@", &alive::LOCAL.join("|"));
+    let _ = write!(text, "os_alive {}", patience.as_secs());
+    let mut asked = BTreeSet::new();
+    for (index, op) in script.ops.iter().enumerate() {
+        let fresh: Vec<_> = alive::paths(op).into_iter().filter(|path| asked.insert(path.clone())).collect();
+        if !fresh.is_empty() {
+            let _ = write!(text, " {index}");
+        }
+        for path in fresh {
+            let _ = write!(text, " {}", q(&path));
+        }
+    }
+    text.push('\n');
+    text
+}
+
 /// What the agent says in front of a further failure; the sh form leaves the words to the reader.
 pub(super) const BESIDES: &str = "@onestore-besides ";
 
 /// The last line of stdout: all answers have arrived.
 pub(super) const END: &str = "end";
-
-/// The directory that a path is in, quoted.
-fn dir_of(path: &Path) -> String {
-    q(path.parent().unwrap_or(Path::new("/")))
-}
 
 /// The commands of a question; they exit with the failing command's status.
 fn question(op: &Op) -> String {
@@ -285,18 +331,7 @@ fn change(op: &Op, claimed: Option<(&Path, usize)>) -> String {
                 temp = temp_of(path, claimed),
             )
         }
-        Op::Rename { from, to } => {
-            // `mv` would copy to another file system.
-            format!(
-                "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
-                 [ \"$t\" = \"${{o##* }}\" ] || os_die ': Invalid cross-device link'\n\
-                 mv -fT -- {from} {to} && sync {dir} {from_dir} || exit",
-                from = q(from),
-                to = q(to),
-                dir = dir_of(to),
-                from_dir = dir_of(from),
-            )
-        }
+        Op::Rename { from, to } => rename(from, to),
         Op::Move { from, to } => move_file(from, to, claimed),
         Op::Remove { path, tree, must_exist } => {
             let need = if *must_exist { format!("os_need {} ''\n", q(path)) } else { String::new() };
@@ -361,32 +396,6 @@ fn change(op: &Op, claimed: Option<(&Path, usize)>) -> String {
 
 fn follow_flag(follow: bool) -> &'static str {
     if follow { "-L" } else { "''" }
-}
-
-/// `mv` would not sync, and would leave a part under the final name when it is killed on its way to another file system.
-fn move_file(from: &Path, to: &Path, claimed: Option<(&Path, usize)>) -> String {
-    format!(
-        "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
-         if [ \"$t\" = \"${{o##* }}\" ]; then mv -fT -- {from} {to} && sync {dir} {from_dir} || exit\n\
-         elif [ -d {from} ] && ! [ -L {from} ]; then os_die ': Is a directory'\n\
-         else os_temp {to}{temp}\n\
-         rm -f -- \"$w\" && cp -dpT --reflink=auto --sparse=auto -- {from} \"$w\" && {{ [ -L \"$w\" ] || sync \"$w\"; }} \
-         && mv -fT -- \"$w\" {to} && sync {dir} || exit\nos_kept\n\
-         rm -f -- {from} && sync {from_dir} || exit; fi",
-        from = q(from),
-        to = q(to),
-        dir = dir_of(to),
-        from_dir = dir_of(from),
-        temp = temp_of(to, claimed),
-    )
-}
-
-/// The second word for `os_temp`, if there is one: beside a staging file, or beside the script's claim, with the operation's
-/// number.
-fn temp_of(path: &Path, claimed: Option<(&Path, usize)>) -> String {
-    let index = claimed.map_or(0, |(_, index)| index as u64);
-    let temp = staging::beside(path, index).or_else(|| staging::beside(claimed?.0, index));
-    temp.map_or_else(String::new, |temp| format!(" {}", q(&temp)))
 }
 
 fn lock(name: &str, wait_seconds: u64, fd: usize) -> String {

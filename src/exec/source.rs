@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
+use super::alive;
 use crate::location::normalize;
 
 /// Which directories users may import from: contract 02 §2, `SAFE_DIRS` and `RESTRICTED_DIRS`.
@@ -34,7 +35,9 @@ impl PathPolicy {
         let within = |dirs: &[PathBuf]| {
             dirs.iter().filter(|dir| !dir.as_os_str().is_empty()).any(|dir| {
                 // A directory that does not exist holds nothing, but may be a link one day: compare it as written.
-                canonical.starts_with(dir) || dir.canonicalize().is_ok_and(|dir| canonical.starts_with(dir))
+                // Nor does one whose storage is dead hold what has just answered.
+                let real = || alive::ask_path(dir).ok().and_then(|()| dir.canonicalize().ok());
+                canonical.starts_with(dir) || real().is_some_and(|dir| canonical.starts_with(dir))
             })
         };
         within(&self.safe) || !within(&self.restricted)
@@ -115,6 +118,7 @@ pub struct LocalSource {
 /// in a restricted directory is refused before its kind is told and before it is opened for reading.
 pub fn open_local(path: &Path, policy: &PathPolicy) -> Result<LocalSource, SourceError> {
     let failed = |source| SourceError::Io { path: path.to_owned(), source };
+    alive::ask_path(path).map_err(failed)?;
     let handle = match Handle::open(path) {
         Ok(handle) => handle,
         // What is missing in a restricted directory must not be told apart from what is there.
@@ -169,6 +173,7 @@ pub(crate) struct Handle {
 
 impl Handle {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        alive::ask_path(path)?;
         // Not by `custom_flags`: where musl is the C library the standard library takes O_PATH for an access mode and drops
         // it, and a pipe would then be waited for.
         let file = File::from(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);

@@ -11,6 +11,7 @@ use super::decode::Compression;
 use super::import::{self, ImportError, Incoming};
 use super::source::{Handle, SourceError};
 use super::url::split_scheme;
+use crate::exec::alive;
 use crate::exec::control::Control;
 use crate::image::Format;
 
@@ -52,7 +53,7 @@ pub enum SizeError {
 pub fn size_of(location: &OsStr, options: &Options, control: &Control) -> Result<u64, SizeError> {
     let failed = |source| SizeError::Read { location: import::shown(location), source };
     let remote = location.to_str().is_some_and(|text| split_scheme(text).is_some());
-    if !remote && Path::new(location).is_dir() {
+    if !remote && alive::ask_path(Path::new(location)).is_ok() && Path::new(location).is_dir() {
         return directory(Path::new(location), options, control);
     }
     let import_options = import::Options { digests: Vec::new(), ..options.import.clone() };

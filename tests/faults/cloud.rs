@@ -13,6 +13,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 /// The cloud: image datastore 1, system datastores 103 and 104, VM 7.
 pub struct Cloud {
     root: tempfile::TempDir,
+    /// The transfer manager that is called.
+    mad: &'static str,
 }
 
 /// ssh: runs the command here. Files beside it make it a bad connection:
@@ -40,11 +42,16 @@ exec sh -c "$1"
 
 impl Cloud {
     pub fn new() -> Self {
+        Self::of("qcow2")
+    }
+
+    /// A cloud of another transfer manager.
+    pub fn of(mad: &'static str) -> Self {
         let root = tempfile::tempdir().expect("a temporary folder");
         for folder in ["ds/1", "ds/103/7", "ds/104", "oned/vm", "oned/datastore", "one/etc", "one/var", "home", "vms"] {
             fs::create_dir_all(root.path().join(folder)).expect("a folder");
         }
-        let cloud = Self { root };
+        let cloud = Self { root, mad };
         fs::write(cloud.path("ssh"), SSH).expect("ssh");
         fs::set_permissions(cloud.path("ssh"), fs::Permissions::from_mode(0o755)).expect("executable");
         cloud.vm(0, "kvm", "one-7");
@@ -159,7 +166,7 @@ impl Cloud {
         let root = self.root.path().display().to_string();
         let mut command = Command::new(env!("CARGO_BIN_EXE_onestore"));
         command
-            .args(["tm", "qcow2", action])
+            .args(["tm", self.mad, action])
             .args(words.iter().map(|word| word.replace("{ds}", &format!("{root}//ds"))));
         command.env_clear().env("ONESTORE_ONED", format!("dir:{root}/oned")).env("ONE_LOCATION", self.path("one"));
         command.env("SSH", self.path("ssh")).env("ONESTORE_SSH", "openssh").env("HOME", self.path("home"));

@@ -380,6 +380,13 @@ impl Domain<'_> {
         line.trim().into()
     }
 
+    /// How often its guest has written to the first disk.
+    pub fn writes(&self) -> u64 {
+        let told = self.lab.must(&self.host, &["virsh", "-q", "domblkstat", &self.name, "hda"]);
+        let count = told.lines().find_map(|line| line.split_once("wr_req")).expect("a count").1;
+        count.trim().parse().expect("a number")
+    }
+
     /// The highest number that its guest has written to the first disk, which must be whole: the domain stands still
     /// meanwhile, as in a power failure.
     pub fn highest(&self) -> u32 {

@@ -74,6 +74,46 @@ pub const CONTEXT: usize = DISKS.len();
 /// What the CD-ROM holds all over.
 const CDROM_MARK: u8 = 0xcd;
 
+/// Where the VM's disks are, and the transfer manager that brings them there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// `qcow2` on storage that all machines share.
+    Shared,
+    /// `shared` images, disks on the hosts' own storage: mixed mode.
+    Mixed,
+    /// `local`: layers on the hosts' own storage.
+    Local,
+    /// `ssh`: full copies on the hosts' own storage.
+    Ssh,
+}
+
+impl Storage {
+    /// Transfer manager of the images.
+    fn mad(self) -> &'static str {
+        match self {
+            Self::Shared => "qcow2",
+            Self::Mixed => "shared",
+            Self::Local => "local",
+            Self::Ssh => "ssh",
+        }
+    }
+
+    /// Transfer manager of the system datastore.
+    fn of_system(self) -> &'static str {
+        if self == Self::Mixed { "ssh" } else { self.mad() }
+    }
+
+    /// What actions on disks from images are called by.
+    fn suffix(self) -> &'static str {
+        if self == Self::Mixed { ".ssh" } else { "" }
+    }
+
+    /// Whether snapshots of a qcow2 disk are layers.
+    fn has_layers(self) -> bool {
+        self != Self::Ssh
+    }
+}
+
 /// What the VM does now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -106,9 +146,7 @@ struct Line {
 pub struct Vm<'a> {
     lab: &'a Lab,
     remotes: Remotes<'a>,
-    mad: &'static str,
-    /// `.ssh` where the hosts have system datastores of their own.
-    suffix: &'static str,
+    storage: Storage,
     system: u32,
     /// The machine that has its directory.
     pub host: String,
@@ -131,27 +169,25 @@ pub struct Vm<'a> {
 }
 
 impl<'a> Vm<'a> {
-    /// A cloud with the images of the VM, whose transfer manager is called `mad`; its hosts have system datastores of their
-    /// own if `mixed`.
-    pub fn new(lab: &'a Lab, mad: &'static str, mixed: bool) -> Self {
-        let suffix = if mixed { ".ssh" } else { "" };
-        let system = if mixed { 101 } else { 103 };
+    /// A cloud with the images of the VM.
+    pub fn new(lab: &'a Lab, storage: Storage) -> Self {
+        let system = if storage == Storage::Shared { 103 } else { 101 };
         let root = lab.shared();
         for folder in [IMAGES, FILES, system].map(|id| root.join(id.to_string())) {
             fs::create_dir_all(folder).expect("makes");
         }
         let remotes = Remotes::new(lab);
         for id in [IMAGES, FILES, system] {
-            let own = if id == system && mixed { "ssh" } else { mad };
+            let mad = if id == system { storage.of_system() } else { storage.mad() };
             let xml = format!(
-                "<DATASTORE><ID>{id}</ID><NAME>ds{id}</NAME><DS_MAD>fs</DS_MAD><TM_MAD>{own}</TM_MAD>\
-                 <BASE_PATH>{}//{id}</BASE_PATH><TYPE>{}</TYPE><TEMPLATE><TM_MAD>{own}</TM_MAD></TEMPLATE></DATASTORE>",
+                "<DATASTORE><ID>{id}</ID><NAME>ds{id}</NAME><DS_MAD>fs</DS_MAD><TM_MAD>{mad}</TM_MAD>\
+                 <BASE_PATH>{}//{id}</BASE_PATH><TYPE>{}</TYPE><TEMPLATE><TM_MAD>{mad}</TM_MAD></TEMPLATE></DATASTORE>",
                 root.display(),
                 u32::from(id == system)
             );
             remotes.tell(&format!("datastore/{id}"), &xml);
         }
-        if mixed {
+        if storage != Storage::Shared {
             for host in ["host1", "host2"] {
                 let folder = root.join(system.to_string()).display().to_string();
                 lab.must(host, &["mount", "-t", "tmpfs", "-o", "size=1g,mode=755", "tmpfs", &folder]);
@@ -160,8 +196,7 @@ impl<'a> Vm<'a> {
         let mut vm = Self {
             lab,
             remotes,
-            mad,
-            suffix,
+            storage,
             system,
             host: "host1".to_owned(),
             state: State::Nowhere,
@@ -235,7 +270,7 @@ impl<'a> Vm<'a> {
 
     /// Where the snapshots of a disk are.
     pub fn folder(&self, number: usize) -> PathBuf {
-        let persistent = DISKS[number].origin == Origin::Persistent && self.suffix.is_empty();
+        let persistent = DISKS[number].origin == Origin::Persistent && self.storage == Storage::Shared;
         let base = if persistent { self.image(number) } else { self.disk(number) };
         PathBuf::from(format!("{}.snap", base.display()))
     }
@@ -285,12 +320,13 @@ impl<'a> Vm<'a> {
             )
             .expect("writes");
             if matches!(disk.origin, Origin::Volatile | Origin::Swap) {
-                let mad = if self.suffix.is_empty() { self.mad } else { "ssh" };
+                let mad = self.storage.of_system();
                 write!(xml, "<TM_MAD>{mad}</TM_MAD><DATASTORE_ID>{}</DATASTORE_ID></DISK>", self.system)
                     .expect("writes");
                 continue;
             }
-            let suffix = self.suffix.strip_prefix('.').map(|mad| format!("<TM_MAD_SYSTEM>{mad}</TM_MAD_SYSTEM>"));
+            let suffix =
+                self.storage.suffix().strip_prefix('.').map(|mad| format!("<TM_MAD_SYSTEM>{mad}</TM_MAD_SYSTEM>"));
             write!(
                 xml,
                 "<CLONE>{}</CLONE><SAVE>{}</SAVE><SOURCE>{}</SOURCE><ORIGINAL_SIZE>{}</ORIGINAL_SIZE>\
@@ -299,7 +335,7 @@ impl<'a> Vm<'a> {
                 yes(disk.origin == Origin::Persistent),
                 self.word(&self.image(number)),
                 if number == 0 { writer::SIZE >> 20 } else { size },
-                self.mad,
+                self.storage.mad(),
                 suffix.unwrap_or_default()
             )
             .expect("writes");
@@ -310,7 +346,8 @@ impl<'a> Vm<'a> {
                 xml,
                 "<HISTORY><OID>{ID}</OID><SEQ>{number}</SEQ><HOSTNAME>{host}</HOSTNAME><VM_MAD>kvm</VM_MAD>\
                  <TM_MAD>{}</TM_MAD><DS_ID>{}</DS_ID></HISTORY>",
-                self.mad, self.system
+                self.storage.of_system(),
+                self.system
             )
             .expect("writes");
         }
@@ -364,11 +401,11 @@ impl<'a> Vm<'a> {
     /// `tm/<mad>/<action>`: for a disk from an image the transfer manager of that, with the suffix of mixed mode; for the
     /// VM's directory and disks of no image that of the system datastore.
     fn tm(&mut self, action: &str, args: &[String], datastore: u32) {
-        let mixed = !self.suffix.is_empty() && datastore == self.system;
-        let entry = match action.strip_suffix(self.suffix) {
-            _ if !mixed => format!("tm/{}/{action}", self.mad),
-            Some(plain) => format!("tm/ssh/{plain}"),
-            None => format!("tm/ssh/{action}"),
+        let suffix = self.storage.suffix();
+        let entry = if datastore == self.system {
+            format!("tm/{}/{}", self.storage.of_system(), action.strip_suffix(suffix).unwrap_or(action))
+        } else {
+            format!("tm/{}/{action}", self.storage.mad())
         };
         let args: Vec<String> = args.iter().cloned().chain([ID.to_string(), datastore.to_string()]).collect();
         self.call(&entry, &args, None);

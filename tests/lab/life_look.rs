@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{CDROM_MARK, Content, DISKS, FRONT, ID, State, Vm};
+use super::{CDROM_MARK, Content, DISKS, FRONT, ID, State, Storage, Vm};
 use crate::hypervisors::within;
 
 impl Vm<'_> {
@@ -32,16 +32,12 @@ impl Vm<'_> {
         if running {
             assert_eq!(domain.state(), "running");
             assert!(domain.virsh("suspend", &[]).status.success());
-            let mut now = look(self);
+            let now = look(self);
+            let written = domain.writes();
             assert!(domain.virsh("resume", &[]).status.success());
             assert!(now >= self.last, "{now} < {}", self.last);
             // It lives: it writes something new.
-            let lives = within(120, || {
-                if now <= self.last {
-                    now = domain.highest();
-                }
-                now > self.last
-            });
+            let lives = within(120, || domain.writes() > written);
             assert!(lives, "the guest stays at {now}, {}", domain.state());
             self.last = now;
         } else {
@@ -77,6 +73,43 @@ impl Vm<'_> {
         assert_eq!(told.matches("read ").count(), files.len(), "{told}");
     }
 
+    /// Digests of what a guest reads of files, all their layers taken together.
+    pub(super) fn digests(&self, machine: &str, files: &[(PathBuf, &'static str)]) -> Vec<String> {
+        let raw = self.lab.path("tmp/content.raw").display().to_string();
+        let mut script = String::from("set -e\n");
+        for (file, format) in files {
+            writeln!(
+                script,
+                "qemu-img convert -U -f {format} -O raw {} {raw}; sha256sum <{raw}; rm {raw}",
+                file.display()
+            )
+            .expect("writes");
+        }
+        let told = self.lab.must(machine, &["sh", "-c", &script]);
+        assert_eq!(told.lines().count(), files.len(), "{told}");
+        told.lines().map(str::to_owned).collect()
+    }
+
+    /// Digests of all disks and snapshots of a VM that stands still.
+    pub(super) fn contents(&self) -> Vec<String> {
+        let disks = DISKS.iter().enumerate().map(|(number, disk)| (self.disk(number), disk.format));
+        let snapshots = self.snapshots.keys().map(|(number, k)| (self.file_of(*number, *k), DISKS[*number].format));
+        self.digests(&self.host, &disks.chain(snapshots).collect::<Vec<_>>())
+    }
+
+    /// Two files, each on its machine, of which a guest must read the same.
+    pub(super) fn same_content(&mut self, a: (&str, &Path), b: (&str, &Path), format: &'static str) {
+        let [one, two] = [a, b].map(|(machine, file)| self.digests(machine, &[(file.to_owned(), format)]));
+        assert_eq!(one, two, "{a:?} and {b:?}");
+        self.digests_told();
+    }
+
+    pub(super) fn digests_told(&mut self) {
+        if let Some(line) = self.lines.last_mut() {
+            line.checked += ", digests";
+        }
+    }
+
     /// Every name in the datastores, on all machines.
     pub(super) fn check_names(&mut self) {
         self.told("");
@@ -84,7 +117,7 @@ impl Vm<'_> {
         for (name, link) in &self.own {
             expected.insert(format!("{}/{ID}/{name}", self.system), link.clone());
         }
-        let alone = self.suffix.is_empty();
+        let alone = self.storage == Storage::Shared;
         for machine in [FRONT.0, "host1", "host2"] {
             if machine != self.host && alone {
                 continue;
@@ -157,5 +190,6 @@ The calls are those of a running oned, in its order; `$D` is the datastores' fol
 A debug build made them, on two busy cores: durations say which call is the slow one, not how fast it is.\n\n\
 After each call the test looks at the VM. `guest runs, at N`: the guest stands still for a moment; its disk holds every\n\
 sector that it has written up to number N, and N grows. `as left, at N`: not one sector differs from when it stopped.\n\
-Marks: what was written to the other disks, the CD-ROM included. Names: every name and link in all datastores of all\n\
+Marks: what was written to the other disks, the CD-ROM included. Digests: a guest reads the same, byte by byte, of what\n\
+was copied and of its copy; after a move, of every disk and snapshot. Names: every name and link in all datastores of all\n\
 machines is an expected one.\n";

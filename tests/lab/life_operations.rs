@@ -1,5 +1,6 @@
 //! What users and operators do with the VM, each as the calls that oned makes for it, in its order.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::time::Instant;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::{CONTEXT, Content, DISKS, FRONT, ID, IMAGES, Origin, SIZE, State, Vm};
+use super::{CONTEXT, Content, DISKS, FRONT, ID, IMAGES, Origin, SIZE, State, Storage, Vm};
 
 impl Vm<'_> {
     /// Everything that oned does to run the VM for the first time.
@@ -20,22 +21,27 @@ impl Vm<'_> {
             let to = self.place(&host, &self.disk(number));
             let from = self.place(FRONT.0, &self.image(number));
             let (name, image) = (format!("disk.{number}"), self.image(number).display().to_string());
-            let mixed = !self.suffix.is_empty();
+            let shared = self.storage == Storage::Shared;
             match disk.origin {
-                Origin::Clone => self.tm(&format!("clone{}", self.suffix), &[from, to], IMAGES),
-                Origin::Persistent | Origin::Cdrom => self.tm(&format!("ln{}", self.suffix), &[from, to], IMAGES),
+                Origin::Clone => self.tm(&format!("clone{}", self.storage.suffix()), &[from, to], IMAGES),
+                Origin::Persistent | Origin::Cdrom => {
+                    self.tm(&format!("ln{}", self.storage.suffix()), &[from, to], IMAGES)
+                }
                 Origin::Volatile => {
                     self.tm("mkimage", &[SIZE.to_string(), disk.format.to_owned(), to], self.system);
                 }
                 Origin::Swap => self.tm("mkswap", &[SIZE.to_string(), to], self.system),
             }
-            let in_folder = matches!((disk.origin, disk.format), (Origin::Clone, "qcow2"))
-                || (mixed && matches!((disk.origin, disk.format), (Origin::Persistent, "qcow2")));
-            let linked = !mixed && matches!(disk.origin, Origin::Persistent | Origin::Cdrom);
+            let in_folder = self.storage.has_layers()
+                && (matches!((disk.origin, disk.format), (Origin::Clone, "qcow2"))
+                    || (!shared && matches!((disk.origin, disk.format), (Origin::Persistent, "qcow2"))));
+            let linked = shared && matches!(disk.origin, Origin::Persistent | Origin::Cdrom);
             let target = match (in_folder, linked, disk.format) {
                 (true, ..) => {
                     self.own.insert(format!("{name}.snap/"), String::new());
-                    self.own.insert(format!("{name}.snap/{name}.snap"), ".".to_owned());
+                    if self.storage != Storage::Local {
+                        self.own.insert(format!("{name}.snap/{name}.snap"), ".".to_owned());
+                    }
                     self.own.insert(format!("{name}.snap/0"), String::new());
                     format!("{name}.snap/0")
                 }
@@ -52,6 +58,9 @@ impl Vm<'_> {
             };
             self.own.insert(name, target);
             self.check_names();
+            if !matches!(disk.origin, Origin::Volatile | Origin::Swap) {
+                self.same_content((FRONT.0, &self.image(number)), (&host, &self.disk(number)), disk.format);
+            }
         }
         let swap = self.disk(5).display().to_string();
         let label =
@@ -177,7 +186,7 @@ impl Vm<'_> {
         );
         let action = if live { "snap_create_live" } else { "snap_create" };
         let to = self.place(&self.host, &self.disk(number));
-        self.tm(&format!("{action}{}", self.suffix), &[to, k.to_string()], IMAGES);
+        self.tm(&format!("{action}{}", self.storage.suffix()), &[to, k.to_string()], IMAGES);
         let file = self.file_of(number, k);
         let content = match number {
             0 => Content::Number(self.lab.highest(&self.host, &file)),
@@ -187,9 +196,13 @@ impl Vm<'_> {
             assert!(moment >= self.last, "{moment} < {}", self.last);
         }
         self.snapshots.insert((number, k), content);
-        let made = if DISKS[number].format == "raw" { k } else { k + 1 };
-        self.expect_layer(number, made, DISKS[number].format != "raw");
+        let layer = self.storage.has_layers() && DISKS[number].format != "raw";
+        self.expect_layer(number, if layer { k + 1 } else { k }, layer);
         self.check();
+        if !live {
+            let (host, disk) = (self.host.clone(), self.disk(number));
+            self.same_content((&host, &file), (&host, &disk), DISKS[number].format);
+        }
     }
 
     /// From now on there is a layer of this number, which is the current one if `current`.
@@ -208,6 +221,10 @@ impl Vm<'_> {
             format!("{name}.snap/{layer}")
         };
         if current {
+            if !persistent {
+                // Layers name each other by it.
+                self.own.insert(format!("{name}.snap/{name}.snap"), ".".to_owned());
+            }
             self.own.insert(name, link);
         }
     }
@@ -221,7 +238,7 @@ impl Vm<'_> {
         );
         self.snapshots.remove(&(number, k));
         let to = self.place(&self.host, &self.disk(number));
-        self.tm(&format!("snap_delete{}", self.suffix), &[to, k.to_string()], IMAGES);
+        self.tm(&format!("snap_delete{}", self.storage.suffix()), &[to, k.to_string()], IMAGES);
         let folder = self.folder(number);
         let persistent = folder.starts_with(self.lab.shared().join(IMAGES.to_string()));
         let below = if persistent { self.below_root(&folder) } else { format!("disk.{number}.snap") };
@@ -239,12 +256,14 @@ impl Vm<'_> {
     pub fn revert(&mut self, number: usize, k: u32) {
         self.begin("disk-snapshot-revert", 52);
         let to = self.place(&self.host, &self.disk(number));
-        self.tm(&format!("snap_revert{}", self.suffix), &[to, k.to_string()], IMAGES);
+        self.tm(&format!("snap_revert{}", self.storage.suffix()), &[to, k.to_string()], IMAGES);
         match self.snapshots[&(number, k)] {
             Content::Number(moment) => self.last = moment,
             Content::Mark(mark) => drop(self.marks.insert(number, mark)),
         }
         self.check();
+        let (host, snapshot, disk) = (self.host.clone(), self.file_of(number, k), self.disk(number));
+        self.same_content((&host, &snapshot), (&host, &disk), DISKS[number].format);
     }
 
     /// `disk-saveas`: the image gets its name, and then its content. Gives the image.
@@ -263,7 +282,7 @@ impl Vm<'_> {
         let image = PathBuf::from(self.call("datastore/fs/mkfs", &[id], Some(BASE64.encode(payload))).trim());
         let (from, to) = (self.place(&self.host, &self.disk(number)), image.display().to_string());
         let to = self.word(Path::new(&to.replace("//", "/")));
-        self.tm(&format!("cpds{}", self.suffix), &[from, to, snapshot.to_string()], IMAGES);
+        self.tm(&format!("cpds{}", self.storage.suffix()), &[from, to, snapshot.to_string()], IMAGES);
         let image = PathBuf::from(image.display().to_string().replace("//", "/"));
         self.images.insert(self.below_root(&image), String::new());
         let content = u32::try_from(snapshot).ok().map(|k| self.snapshots[&(number, k)]);
@@ -279,6 +298,11 @@ impl Vm<'_> {
         let info = self.lab.must(&self.host, &["qemu-img", "info", "-U", &image.display().to_string()]);
         assert!(!info.contains("backing file"), "{info}");
         self.check();
+        let saved = u32::try_from(snapshot).map_or_else(|_| self.disk(number), |k| self.file_of(number, k));
+        if !live || snapshot >= 0 {
+            let host = self.host.clone();
+            self.same_content((&host, &saved), (FRONT.0, &image), DISKS[number].format);
+        }
         image
     }
 
@@ -287,7 +311,7 @@ impl Vm<'_> {
         let live = self.state == State::Running;
         self.begin(if live { "disk-resize, live" } else { "disk-resize" }, if live { 62 } else { 63 });
         let to = self.place(&self.host, &self.disk(number));
-        self.tm(&format!("resize{}", if live { "" } else { self.suffix }), &[to, mib.to_string()], IMAGES);
+        self.tm(&format!("resize{}", if live { "" } else { self.storage.suffix() }), &[to, mib.to_string()], IMAGES);
         if live {
             self.hypervisor(&["blockresize", &format!("one-{ID}"), DISKS[number].target, &format!("{mib}M")]);
         }
@@ -310,12 +334,14 @@ impl Vm<'_> {
         self.move_to(to);
         self.history.push(to.to_owned());
         self.lcm = 9;
-        self.context();
-        self.hypervisor(&["restore", &checkpoint]);
-        let _ = self.lab.must(to, &["rm", &checkpoint]);
-        self.own.remove("checkpoint");
-        self.state = State::Running;
-        self.check();
+        self.restore();
+    }
+
+    /// The files of a VM that is off go to another host.
+    pub fn migrate_off(&mut self, to: &str) {
+        self.begin("migrate, off", 43);
+        self.history.push(to.to_owned());
+        self.move_to(to);
     }
 
     /// `virsh migrate --live`, between `premigrate` and `postmigrate`.
@@ -327,27 +353,35 @@ impl Vm<'_> {
             (words, Some(BASE64.encode(vm.xml())))
         };
         let (words, stdin) = args(self);
-        self.call(&format!("tm/{}/premigrate", self.of_system()), &words, stdin);
+        self.call(&format!("tm/{}/premigrate", self.storage.of_system()), &words, stdin);
         self.check();
-        let (uri, migrate) = (format!("qemu+ssh://{to}/system"), format!("tcp://{to}"));
-        self.hypervisor(&["migrate", "--live", "--unsafe", &format!("one-{ID}"), &uri, "--migrateuri", &migrate]);
+        let (domain, uri, address) = (format!("one-{ID}"), format!("qemu+ssh://{to}/system"), format!("tcp://{to}"));
+        let words = ["migrate", "--live", "--unsafe", &domain, &uri, "--migrateuri", &address];
+        let written: Vec<&str> =
+            DISKS.iter().filter(|disk| disk.origin != Origin::Cdrom).map(|disk| disk.target).collect();
+        let written = written.join(",");
+        if self.storage == Storage::Shared {
+            self.hypervisor(&words);
+        } else {
+            // The hypervisor's driver has the files made over there; QEMU brings what is in them.
+            let dir = self.dir().display().to_string();
+            self.lab.must(&from, &["rsync", "-a", &format!("{dir}/"), &format!("{to}:{dir}/")]);
+            self.hypervisor(&[&words[..], &["--copy-storage-all", "--migrate-disks", &written]].concat());
+        }
         to.clone_into(&mut self.host);
         self.history.push(to.to_owned());
-        self.check();
+        if self.storage == Storage::Shared {
+            self.check();
+        }
         let (words, stdin) = args(self);
-        self.call(&format!("tm/{}/postmigrate", self.of_system()), &words, stdin);
+        self.call(&format!("tm/{}/postmigrate", self.storage.of_system()), &words, stdin);
         self.check();
-    }
-
-    /// The transfer manager of the system datastore.
-    fn of_system(&self) -> &'static str {
-        if self.suffix.is_empty() { self.mad } else { "ssh" }
     }
 
     /// `mv` for each disk, then for the directory.
     fn move_to(&mut self, to: &str) {
         let from = self.host.clone();
-        let action = format!("mv{}", self.suffix);
+        let action = format!("mv{}", self.storage.suffix());
         for number in (0..DISKS.len()).filter(|number| DISKS[*number].origin != Origin::Cdrom) {
             let words = [self.place(&from, &self.disk(number)), self.place(to, &self.disk(number))];
             let datastore =
@@ -356,8 +390,41 @@ impl Vm<'_> {
             self.check_names();
         }
         let words = [self.place(&from, &self.dir()), self.place(to, &self.dir())];
+        let before = self.contents();
         self.tm(&action, &words, self.system);
         to.clone_into(&mut self.host);
+        self.check();
+        assert_eq!(self.contents(), before, "what {to} has is not what {from} had");
+        self.digests_told();
+    }
+
+    /// `virsh save`; its files go to the front-end.
+    pub fn stop(&mut self) {
+        self.begin("stop", 5);
+        let checkpoint = self.dir().join("checkpoint").display().to_string();
+        self.hypervisor(&["save", &format!("one-{ID}"), &checkpoint]);
+        self.own.insert("checkpoint".to_owned(), String::new());
+        self.stands_still();
+        self.lcm = 10;
+        self.move_to(FRONT.0);
+    }
+
+    /// A stopped VM goes on, on this host.
+    pub fn resume_stopped_on(&mut self, host: &str) {
+        self.begin("resume on the other host", 9);
+        self.history.push(host.to_owned());
+        self.move_to(host);
+        self.restore();
+    }
+
+    fn restore(&mut self) {
+        let host = self.host.clone();
+        let checkpoint = self.dir().join("checkpoint").display().to_string();
+        self.context();
+        self.hypervisor(&["restore", &checkpoint]);
+        self.lab.must(&host, &["rm", &checkpoint]);
+        self.own.remove("checkpoint");
+        self.state = State::Running;
         self.check();
     }
 
@@ -387,7 +454,17 @@ impl Vm<'_> {
             match disk.origin {
                 Origin::Persistent => {
                     let to = self.word(&self.image(number));
-                    self.tm(&format!("mvds{}", self.suffix), &[from, to], IMAGES);
+                    let (host, file) = (self.host.clone(), (self.disk(number), disk.format));
+                    let before = self.digests(&host, &[file]);
+                    let words = [from, to];
+                    self.tm(&format!("mvds{}", self.storage.suffix()), &words, IMAGES);
+                    if matches!(self.storage, Storage::Local | Storage::Ssh) {
+                        // An epilog that failed at another disk is done again.
+                        self.tm("mvds", &words, IMAGES);
+                    }
+                    let file = (self.image_now(number), disk.format);
+                    assert_eq!(self.digests(FRONT.0, &[file]), before, "disk.{number} and its image");
+                    self.digests_told();
                 }
                 Origin::Volatile | Origin::Swap => self.tm("delete", &[from], self.system),
                 _ => self.tm("delete", &[from], IMAGES),
@@ -396,14 +473,9 @@ impl Vm<'_> {
         let dir = self.place(&self.host, &self.dir());
         self.tm("delete", &[dir], self.system);
         self.state = State::Nowhere;
-        self.own.clear();
-        if !self.suffix.is_empty() {
-            // Brought back with its layers, the image is a link to the newest.
-            let (image, folder) = (self.below_root(&self.image(1)), format!("{:032x}.snap", 0xf370_47b9_u32 + 1));
-            for (name, link) in [("/", ""), ("/0", ""), ("/1", ""), (&format!("/{folder}"), ".")] {
-                self.images.insert(format!("{image}.snap{name}"), link.to_owned());
-            }
-            self.images.insert(image, format!("{folder}/1"));
+        let own = std::mem::take(&mut self.own);
+        if self.storage != Storage::Shared {
+            self.brought_back(&own);
         }
         let kept: Vec<_> =
             [1, 3].map(|number| (self.image_now(number), DISKS[number].format, self.marks[&number])).into();
@@ -412,12 +484,44 @@ impl Vm<'_> {
         self.told("persistent images");
     }
 
+    /// Another VM gets the persistent images, with the snapshots that have come back with them.
+    pub fn lend_again(&mut self) {
+        self.begin("instantiate again", 1);
+        let host = "host1".to_owned();
+        for number in (0..DISKS.len()).filter(|number| DISKS[*number].origin == Origin::Persistent) {
+            let (format, image, disk) = (DISKS[number].format, self.image_now(number), self.disk(number));
+            let words = [self.place(FRONT.0, &self.image(number)), self.place(&host, &disk)];
+            self.tm("ln", &words, IMAGES);
+            self.same_content((FRONT.0, &image), (&host, &disk), format);
+            let of = |path: &Path| PathBuf::from(format!("{}.snap/0", path.display()));
+            self.same_content((FRONT.0, &of(&self.image(number))), (&host, &of(&disk)), format);
+        }
+        let dir = self.place(&host, &self.dir());
+        self.tm("delete", &[dir], self.system);
+        self.check_names();
+    }
+
+    /// Persistent images have the snapshots now that the VM's disks had; with layers they are links to the newest.
+    fn brought_back(&mut self, own: &BTreeMap<String, String>) {
+        for number in (0..DISKS.len()).filter(|number| DISKS[*number].origin == Origin::Persistent) {
+            let (disk, image) = (format!("disk.{number}"), self.below_root(&self.image(number)));
+            let plain = format!("{}.snap", image.rsplit('/').next().expect("a name"));
+            let renamed = |name: &str| name.replace(&format!("{disk}.snap"), &plain);
+            for (name, link) in own.iter().filter(|(name, _)| name.starts_with(&format!("{disk}.snap/"))) {
+                self.images.insert(format!("{IMAGES}/{}", renamed(name)), renamed(link));
+            }
+            self.images.insert(image, renamed(&own[&disk]));
+        }
+    }
+
     /// The file that a new VM with the image of this disk would get.
     fn image_now(&self, number: usize) -> PathBuf {
         let image = self.image(number);
         let folder = PathBuf::from(format!("{}.snap", image.display()));
         let names = fs::read_dir(&folder).into_iter().flatten().flatten();
         let newest = names.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).max();
-        newest.map_or(image, |newest| folder.join(newest.to_string()))
+        newest
+            .filter(|_| self.storage.has_layers() && DISKS[number].format == "qcow2")
+            .map_or(image, |newest| folder.join(newest.to_string()))
     }
 }

@@ -21,6 +21,7 @@ use crate::exec::relay;
 use crate::exec::staging::{self, Owner};
 use crate::exec::step::{Feed, Step};
 use crate::report::Log;
+use crate::tool::coreutils;
 use crate::transfer::rate::Rate;
 
 /// One regular file on its way. Links are followed at `from`.
@@ -396,6 +397,12 @@ fn streamed(cx: &Cx<'_>, journey: &Journey<'_>, load: &Load, failure: &str) -> R
     let undo = [remove(to.clone())];
     let step = Step::new(journey.to, what, ops).or_say(failure).undo(undo).feed(Feed::Stream(Box::new(reader)));
     let values = cx.apply(step)?;
+    if before.mode & READABLE != READABLE {
+        // Nobody else looks into the staging directory, so this is early enough.
+        let what = format!("Keep {} from whom the original is kept", to.display());
+        let step = Step::new(journey.to, what, [Op::Run(coreutils::chmod(&withheld(before.mode), to))]);
+        cx.apply(step.or_say(failure))?;
+    }
     // Compared with what is there now: a source that somebody writes to is no source of a copy.
     let original = cx.ask(journey.from, Op::Sha256 { path: from.clone() }).with_context(|| failure.to_owned())?;
     let arrived = values.first().and_then(Value::number);
@@ -408,6 +415,17 @@ fn streamed(cx: &Cx<'_>, journey: &Journey<'_>, load: &Load, failure: &str) -> R
         bail!("{failure}: The copy of {} is not what {host} has; was it written to meanwhile?", from.display());
     }
     Ok(())
+}
+
+/// Permissions of a file that everybody may read: its copy is made with them.
+const READABLE: u32 = 0o044;
+
+/// What takes from group and others what a file of this mode does not grant them, for chmod(1).
+fn withheld(mode: u32) -> String {
+    let lacks =
+        |shift: u32| [(4, 'r'), (2, 'w'), (1, 'x')].map(|(bit, name)| (mode >> shift & bit == 0).then_some(name));
+    let text = |who: char, shift: u32| format!("{who}-{}", lacks(shift).into_iter().flatten().collect::<String>());
+    format!("{},{}", text('g', 3), text('o', 0))
 }
 
 fn called(host: &Arc<dyn Host>) -> &str {

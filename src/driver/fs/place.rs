@@ -149,12 +149,14 @@ impl Place {
         let ops = [
             Op::Claim { path: staging::claim_path(&self.base, self.owner()) },
             Op::Rename { from: path.to_owned(), to: away.clone() },
-            Op::Remove { path: away, tree: true, must_exist: false },
+            Op::Remove { path: away.clone(), tree: true, must_exist: false },
         ];
         let ops = ops.into_iter().chain(self.leave());
         let what = format!("Remove {}; this cannot be undone", path.display());
-        // What is gone stays gone, but a run that is cancelled afterwards gives its claim up.
-        cx.apply(Step::new(&self.host, what, ops).undo(self.leave()).or_say(failure).whole())?;
+        // What is out of the way stays gone, also when the disk does not say that it is; and the claim is given up.
+        let mut undo = vec![Op::Remove { path: away, tree: true, must_exist: false }];
+        undo.extend(self.leave());
+        cx.apply(Step::new(&self.host, what, ops).undo(undo).or_say(failure).whole())?;
         Ok(())
     }
 

@@ -11,16 +11,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
-use super::metadata::Metadata;
+use super::metadata::{self, Metadata};
 use crate::context::Cx;
 use crate::driver::common::folder::Folder;
 use crate::driver::common::journey::{Journey, Load, carry};
 use crate::driver::misuse;
 use crate::exec::cmd::Secret;
 use crate::exec::host::Host;
-use crate::exec::op::{FileKind, Op, Space, Sparse, Stat, Value};
+use crate::exec::op::{FileKind, Node, Op, Space, Sparse, Stat, Value};
+use crate::exec::staging::{self, Owner};
 use crate::exec::step::Step;
 use crate::location::normalize;
 use crate::payload::Datastore;
@@ -83,9 +84,9 @@ pub struct Cached {
 struct Seen {
     hit: Option<Cached>,
     space: Space,
-    /// Bytes that everything in it has together, as `du -sb` counts.
+    /// Bytes that everything in it has together, as `du -sb` counts, but for what runs have left that are dead.
     used: u64,
-    /// Images by name, with their sizes.
+    /// Images by name, with their sizes. What neither we nor upstream have put there is none.
     images: Vec<(String, u64)>,
     staging: Value,
 }
@@ -196,13 +197,22 @@ impl Cache {
             bail!("The host did not answer all questions")
         };
         let nodes = if let Value::Tree(nodes) = tree { nodes.as_slice() } else { &[] };
-        let sizes = |node: &crate::exec::op::Node| (node.path.to_str().map(str::to_owned), node.size);
+        let sizes = |node: &Node| (node.path.to_str().map(str::to_owned), node.size);
         let images = nodes.iter().filter(|node| node.kind == FileKind::File).map(sizes);
-        let images = images.filter_map(|(name, size)| Some((name.filter(|name| is_image(name))?, size)));
+        let named = |name: String| nodes.iter().any(|node| node.path.as_os_str() == name.as_str());
+        let ours =
+            |name: &String| is_image(name) && ["lock", "metadata"].iter().any(|end| named(format!("{name}-{end}")));
+        let images = images.filter_map(|(name, size)| Some((name.filter(ours)?, size)));
+        let me = Owner::me().context("Cannot tell this process from others")?;
+        let is_dead = |node: &Node| {
+            let mut parts = node.path.iter();
+            parts.next() == Some(staging::DIR.as_ref())
+                && parts.next().is_some_and(|name| staging::is_abandoned(name, &me))
+        };
         Ok(Seen {
             hit: self.hit(wanted, metadata, stat),
             space: *space,
-            used: nodes.iter().map(|node| node.size).fold(0, u64::saturating_add),
+            used: nodes.iter().filter(|node| !is_dead(node)).map(|node| node.size).fold(0, u64::saturating_add),
             images: images.collect(),
             staging: staging.clone(),
         })
@@ -223,8 +233,11 @@ impl Cache {
         let others: Vec<&(String, u64)> = seen.images.iter().filter(|(name, _)| name != wanted.name).collect();
         let questions = others.iter().map(|(name, _)| Op::Head { path: self.metadata(name), len: METADATA });
         let answers = cx.query(host, questions)?;
-        let known = others.iter().zip(answers).filter_map(|((name, size), answer)| {
-            Some(Candidate { name: name.clone(), size: *size, metadata: Metadata::parse(&answer.text())? })
+        let known = others.iter().zip(answers).map(|((name, size), answer)| Candidate {
+            name: name.clone(),
+            size: *size,
+            // Of use to nobody, and of no age: upstream leaves these for ever.
+            last_used: Metadata::parse(&answer.text()).map_or(0, |metadata| metadata.last_used),
         });
         Ok(least_used(known.collect(), wanted.size - free, self.min_age, SystemTime::now()))
     }
@@ -295,16 +308,29 @@ impl Cache {
         let [_, metadata, stat] = answers.as_slice() else { bail!("The host did not answer all questions") };
         let now = self.hit(wanted, metadata, stat);
         let same = now.is_some_and(|now| (now.stat.dev, now.stat.ino) == (cached.stat.dev, cached.stat.ino));
-        if same {
-            let content = Secret::new(Metadata::now(&wanted.modtime).to_string());
-            let write = Op::Write { path: self.metadata(wanted.name), content, mode: 0o644 };
-            let step = Step::new(host, "Note that the cached image was used", [lock, write]);
-            if let Err(error) = cx.apply(step) {
-                cx.control.check()?;
-                cx.warn(format!("{error:#}"));
-            }
+        if same && let Err(error) = self.note_use(cx, host, wanted, cached) {
+            cx.control.check()?;
+            cx.warn(format!("{error:#}"));
         }
         Ok(same)
+    }
+
+    /// Writes down that the image was used now.
+    fn note_use(&self, cx: &Cx<'_>, host: &Arc<dyn Host>, wanted: &Wanted<'_>, cached: &Cached) -> Result<()> {
+        let lock = self.lock(wanted.name, LOCK_WAIT);
+        let path = self.metadata(wanted.name);
+        let content = Secret::new(Metadata::now(&wanted.modtime).to_string());
+        let write = Op::Write { path: path.clone(), content, mode: 0o644 };
+        let look = Op::Stat { path: self.file(wanted.name), follow: false };
+        let what = "Note that the cached image was used";
+        let values = cx.apply(Step::new(host, what, [lock.clone(), write, look]))?;
+        let now = values.get(2).and_then(Value::stat);
+        if now.is_none_or(|now| (now.dev, now.ino) != (cached.stat.dev, cached.stat.ino)) {
+            // Another one came in between: this is not known of it.
+            let remove = Op::Remove { path, tree: false, must_exist: false };
+            cx.apply(Step::new(host, "What was noted is of an image that is gone", [lock, remove]))?;
+        }
+        Ok(())
     }
 }
 
@@ -317,13 +343,14 @@ fn is_image(name: &str) -> bool {
 struct Candidate {
     name: String,
     size: u64,
-    metadata: Metadata,
+    /// In seconds since 1970.
+    last_used: u64,
 }
 
 /// The least recently used images that are older than `min_age` and make `need` bytes together; nothing where they do not.
 fn least_used(mut all: Vec<Candidate>, need: u64, min_age: Duration, now: SystemTime) -> Option<Vec<String>> {
-    all.retain(|one| one.metadata.is_older(min_age, now));
-    all.sort_by_key(|one| one.metadata.last_used);
+    all.retain(|one| metadata::is_older(one.last_used, min_age, now));
+    all.sort_by_key(|one| one.last_used);
     let mut gone = Vec::new();
     let mut bytes: u64 = 0;
     for one in all {
@@ -369,11 +396,7 @@ mod tests {
     #[test]
     fn the_least_recently_used_go_and_no_more_than_needed() {
         let now = UNIX_EPOCH + Duration::from_secs(10_000);
-        let one = |name: &str, size, last_used| Candidate {
-            name: name.into(),
-            size,
-            metadata: Metadata { last_used, modtime: "1".into() },
-        };
+        let one = |name: &str, size, last_used| Candidate { name: name.into(), size, last_used };
         let all = || vec![one("new", 9, 9_950), one("old", 4, 100), one("older", 4, 50), one("mid", 4, 5_000)];
         let gone = |need| least_used(all(), need, Duration::from_secs(900), now);
         assert_eq!(gone(4), Some(vec!["older".into()]));

@@ -32,11 +32,11 @@ impl Metadata {
         };
         Some(Self { last_used: epoch(&value(":last_used: ")?)?, modtime: value(":modtime: ")? })
     }
+}
 
-    /// Whether it was not asked for during the last `seconds`.
-    pub fn is_older(&self, age: Duration, now: SystemTime) -> bool {
-        self.last_used.saturating_add(age.as_secs()) < seconds(now)
-    }
+/// Whether what was asked for at `last_used`, in seconds since 1970, was not for as long as `age`.
+pub fn is_older(last_used: u64, age: Duration, now: SystemTime) -> bool {
+    last_used.saturating_add(age.as_secs()) < seconds(now)
 }
 
 /// The content of the file.
@@ -68,6 +68,9 @@ fn epoch(text: &str) -> Option<u64> {
     }
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
     let zone = match text.get(19..)? {
         "Z" => 0,
         zone if zone.len() == 6 => {
@@ -109,7 +112,14 @@ mod tests {
             let data = Metadata { last_used, modtime: "7".into() };
             assert_eq!(Metadata::parse(&data.to_string()), Some(data));
         }
-        for bad in ["2026-11-21 20:31:05+00:00", "2026-11-21T20:31:05", "1969-12-31T23:59:59Z", "2026-1-21T20:31:05Z"] {
+        for bad in [
+            "2026-11-21 20:31:05+00:00",
+            "2026-11-21T20:31:05",
+            "1969-12-31T23:59:59Z",
+            "2026-1-21T20:31:05Z",
+            "2026-13-21T20:31:05Z",
+            "2026-11-21T24:31:05Z",
+        ] {
             assert_eq!(epoch(bad), None, "{bad}");
         }
     }

@@ -51,9 +51,7 @@ pub static DRIVER: Driver = Driver {
         own("monitor_ds", monitor_ds::monitor_ds),
     ],
     left: &["prebackup", "prebackup_live", "postbackup", "postbackup_live", "restore"],
-    // Until snapshots of running LXC containers were seen in a lab, and the conformance cases were judged on upstream's
-    // scripts, which ask oned in a way that the kit does not answer yet.
-    complete: false,
+    complete: true,
 };
 
 const fn own(name: &'static str, serve: fn(&Cx<'_>, &TmRequest) -> Result<Reply>) -> Entry {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::frame::{Digest, Packed, RANGE, digest_of, whole};
 use super::link::Link;
 use super::store::{Store, ranges};
-use super::{Arrived, Begin, Carry, End, Failure, Identity, Report, Why};
+use super::{Arrived, Begin, Carry, End, Failure, Identity, Known, Report, Why};
 use crate::exec::control::Control;
 use crate::exec::host::HostName;
 use crate::exec::host::openssh::OpenSsh;
@@ -24,8 +24,15 @@ const UNIT: usize = 16;
 /// How often it is told how far it is.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Ranges below which one stream is all that pays: a login costs as much as 32 MiB.
-const FEW: u64 = 32;
+/// Ranges below which one stream is all that pays over a far link: it needs half a second for a login, and a stream
+/// brings 32 MiB in that time.
+const FAR_FEW: usize = 32;
+
+/// The same over a near link, where a login costs as much as 128 MiB.
+const FEW: usize = 128;
+
+/// Ranges whose digests are asked for at a time where nothing has to be read for them.
+const SURE: usize = 4096;
 
 /// A round trip from which on it is the window of a stream that limits it, and not the processors.
 const FAR: Duration = Duration::from_millis(4);
@@ -44,6 +51,9 @@ struct Stream {
     source: Box<dyn End + Send>,
     target: Box<dyn End + Send>,
     packed: Packed,
+    /// Whether it may go through the operator's multiplexing master: the first does, for it is there at once; what is much
+    /// is left to connections of their own.
+    shared: bool,
 }
 
 /// Runs [`super::super::op::Op::Carry`], see there for what it writes.
@@ -77,8 +87,8 @@ fn all(
         zip: carry.zip == Some(true),
         control,
     };
-    let mut first = ends.open()?;
-    let most = first.how_many(carry)?;
+    let mut first = ends.open(true)?;
+    let (most, few) = first.how_many(carry)?;
     let mut streams = vec![Some(first)];
     let mut arrived = Vec::new();
     for file in 0..carry.files.len() {
@@ -86,13 +96,14 @@ fn all(
         let first = streams[0].as_mut().ok_or_else(gone)?;
         let identity = first.source.stat(number)?;
         let data = ranges(&first.source.map(number)?, &identity);
-        if data.len() as u64 > FEW {
-            streams.resize_with(most.max(streams.len()), || None);
-        }
         let job = Job::new(carry, number, identity, &data, control);
-        arrived.push(job.run(&ends, &mut streams, &data, output)?);
+        arrived.push(job.run(&ends, &mut streams, (most, few), &data, output)?);
     }
     Ok(arrived)
+}
+
+fn changed() -> Failure {
+    Failure::new(Why::Changed, "The original was written to while it was copied")
 }
 
 /// The first stream is there from the start.
@@ -113,10 +124,10 @@ impl Place {
         Ok(Self { host: name.map(|name| Arc::new(OpenSsh::new(name, programs.clone()))), files })
     }
 
-    fn open(&self, zip: bool, control: &Control) -> Result<Box<dyn End + Send>, Failure> {
+    fn open(&self, zip: bool, shared: bool, control: &Control) -> Result<Box<dyn End + Send>, Failure> {
         let (reads, writes) = self.files.clone();
         Ok(match &self.host {
-            Some(ssh) => Box::new(Link::open(ssh, (reads, writes), zip, control)?),
+            Some(ssh) => Box::new(Link::open(ssh, (reads, writes), (zip, shared), control)?),
             None => Box::new(Store::new(reads, writes)),
         })
     }
@@ -131,15 +142,20 @@ struct Ends<'a> {
 }
 
 impl Ends<'_> {
-    fn open(&self) -> Result<Stream, Failure> {
+    fn open(&self, shared: bool) -> Result<Stream, Failure> {
         // The target first: where it cannot be reached, nothing else has to be.
-        let target = self.target.open(self.zip, self.control)?;
-        Ok(Stream { source: self.source.open(self.zip, self.control)?, target, packed: Packed::default() })
+        let target = self.target.open(self.zip, shared, self.control)?;
+        let source = self.source.open(self.zip, shared, self.control)?;
+        let by_master =
+            |host: &Option<Arc<OpenSsh>>| host.as_ref().is_some_and(|ssh| ssh.has_live_master(self.control));
+        let shared = shared && (by_master(&self.source.host) || by_master(&self.target.host));
+        Ok(Stream { source, target, packed: Packed::default(), shared })
     }
 }
 
 impl Stream {
-    fn how_many(&mut self, carry: &Carry) -> Result<usize, Failure> {
+    /// Streams at most, and up to how many ranges one is enough.
+    fn how_many(&mut self, carry: &Carry) -> Result<(usize, usize), Failure> {
         let mut trip = Duration::MAX;
         for _ in 0..2 {
             let begun = Instant::now();
@@ -153,7 +169,7 @@ impl Stream {
             0 => processors.min(NEAR_STREAMS),
             fixed => fixed.min(FAR_STREAMS),
         };
-        Ok(most as usize)
+        Ok((most as usize, if trip >= FAR { FAR_FEW } else { FEW }))
     }
 }
 
@@ -178,6 +194,8 @@ struct Job<'a> {
     digests: Mutex<BTreeMap<u64, Digest>>,
     due: Mutex<Instant>,
     over: AtomicBool,
+    /// Whether a stream with a connection of its own is at work.
+    joined: AtomicBool,
     done: AtomicU64,
     data: u64,
     resumed: AtomicU64,
@@ -199,6 +217,7 @@ impl<'a> Job<'a> {
             digests: Mutex::default(),
             due: Mutex::new(Instant::now()),
             over: AtomicBool::new(false),
+            joined: AtomicBool::new(false),
             done: AtomicU64::new(0),
             data: data.iter().map(|at| identity.len_of(*at) as u64).sum(),
             resumed: AtomicU64::new(0),
@@ -209,15 +228,25 @@ impl<'a> Job<'a> {
     fn run(
         self,
         ends: &Ends<'_>,
-        streams: &mut [Option<Stream>],
+        streams: &mut Vec<Option<Stream>>,
+        (most, few): (usize, usize),
         data: &[u64],
         output: &mut (dyn Write + Send),
     ) -> Result<Arrived, Failure> {
         let first = streams[0].as_mut().ok_or_else(gone)?;
-        let known = ranges(&first.target.begin(self.file, self.begin)?, &self.identity);
+        let mut known = first.target.begin(self.file, self.begin)?;
+        if known.sure {
+            self.believe(first, &mut known, data)?;
+        }
         let rest = Begin { first: false, ..self.begin };
-        self.plan(data, &known);
-        self.work(ends, streams, rest, output)?;
+        let left = self.plan(data, &ranges(&known.spans, &self.identity));
+        if left > few && most > 1 {
+            let wanted = most + usize::from(first.shared);
+            streams.resize_with(wanted.max(streams.len()), || None);
+        }
+        if let Err(failure) = self.work(ends, streams, rest, output) {
+            return Err(self.why(streams, failure));
+        }
         self.settle(streams[0].as_mut().ok_or_else(gone)?)?;
         let digests = lock(&self.digests);
         let digest = whole(self.identity.size, digests.iter());
@@ -230,8 +259,46 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// Units in the order of the file; what is said to be there comes first.
-    fn plan(&self, data: &[u64], known: &[u64]) {
+    /// Bytes that are not what was announced were written to on their way, if the source is not what it was.
+    fn why(&self, streams: &mut [Option<Stream>], failure: Failure) -> Failure {
+        let first = streams.iter_mut().flatten().next().filter(|_| failure.why == Why::Differs);
+        match first.map(|first| first.source.stat(self.file)) {
+            Some(Ok(now)) if !now.same_content(&self.identity) => changed(),
+            _ => failure,
+        }
+    }
+
+    /// Takes the digests of the ranges of which the target is sure; what it cannot tell is compared or sent.
+    fn believe(&self, first: &mut Stream, known: &mut Known, data: &[u64]) -> Result<(), Failure> {
+        let known = std::mem::take(known);
+        let there = ranges(&known.spans, &self.identity);
+        let there = there.into_iter().filter(|at| data.binary_search(at).is_ok());
+        for (at, count) in super::journal::spans(there) {
+            for first_of in (at..at + count).step_by(SURE) {
+                let count = u32::try_from((at + count - first_of).min(SURE as u64)).unwrap_or(0);
+                first.target.tell(self.file, first_of, count)?;
+                let told = first.target.told(self.file, first_of, count)?;
+                for (at, digest) in (first_of..).zip(told) {
+                    self.resume(at, digest);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn resume(&self, at: u64, digest: Digest) {
+        let len = self.identity.len_of(at) as u64;
+        lock(&self.digests).insert(at, digest);
+        self.resumed.fetch_add(len, Ordering::Relaxed);
+        self.done.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// Units in the order of the file; what is said to be there comes first. Tells how many ranges there are left.
+    fn plan(&self, data: &[u64], known: &[u64]) -> usize {
+        let data: Vec<u64> = {
+            let digests = lock(&self.digests);
+            data.iter().copied().filter(|at| !digests.contains_key(at)).collect()
+        };
         let (old, new): (Vec<u64>, Vec<u64>) = data.iter().partition(|at| known.binary_search(at).is_ok());
         let mut units = lock(&self.known);
         for (at, count) in super::journal::spans(old) {
@@ -242,6 +309,7 @@ impl<'a> Job<'a> {
             }));
         }
         lock(&self.new).extend(new.chunks(UNIT).map(|ranges| Unit::New(ranges.to_vec())));
+        data.len()
     }
 
     /// All streams at once, until there is nothing left, or one has failed.
@@ -259,7 +327,7 @@ impl<'a> Job<'a> {
                 scope.spawn(move || {
                     // Each logs in by itself, while the first is at work. Fewer streams are slower, and no failure.
                     if stream.is_none() {
-                        *stream = ends.open().ok();
+                        *stream = ends.open(false).ok();
                     }
                     let result = match stream {
                         Some(stream) => self.stream(stream, (number > 0).then_some(rest)),
@@ -294,6 +362,7 @@ impl<'a> Job<'a> {
         if let Some(begin) = begin {
             stream.target.begin(self.file, begin)?;
             stream.source.stat(self.file)?;
+            self.joined.store(true, Ordering::Relaxed);
         }
         while let Some(Unit::Known(at, count)) = next(&self.known) {
             self.check()?;
@@ -313,6 +382,9 @@ impl<'a> Job<'a> {
     }
 
     fn ask(&self, stream: &mut Stream) -> Result<Option<Vec<u64>>, Failure> {
+        if stream.shared && self.joined.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         match next(&self.new) {
             Some(Unit::New(ranges)) => stream.source.ask(self.file, &ranges).map(|()| Some(ranges)),
             _ => Ok(None),
@@ -351,10 +423,7 @@ impl<'a> Job<'a> {
         let mut differs = Vec::new();
         for ((at, ours), theirs) in (at..).zip(ours).zip(theirs) {
             if ours == theirs {
-                let len = self.identity.len_of(at) as u64;
-                lock(&self.digests).insert(at, ours);
-                self.resumed.fetch_add(len, Ordering::Relaxed);
-                self.done.fetch_add(len, Ordering::Relaxed);
+                self.resume(at, ours);
             } else {
                 differs.push(at);
             }
@@ -384,8 +453,8 @@ impl<'a> Job<'a> {
             let text = format!("{size} bytes have arrived, the original has {}", self.identity.size);
             return Err(Failure::new(Why::Differs, text));
         }
-        if stream.source.stat(self.file)? != self.identity {
-            return Err(Failure::new(Why::Changed, "The original was written to while it was copied"));
+        if !stream.source.stat(self.file)?.same_content(&self.identity) {
+            return Err(changed());
         }
         Ok(())
     }

@@ -9,10 +9,15 @@
 //! reserved for it, and what a payload says is checked against the range it belongs to, so that a peer that lies or
 //! has gone mad costs an error and nothing else.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, PipeWriter, Read, Write};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::pipe::{SpliceFlags, splice};
 
 /// Version of this page: a peer greets with it.
-pub const PROTOCOL: u64 = 2;
+pub const PROTOCOL: u64 = 3;
 
 /// What a peer says in front of its first frame, so that whatever a login shell printed before can be told from it.
 pub const GREETING: &[u8; 16] = b"\x80onestore-peer\r\n";
@@ -52,7 +57,7 @@ pub enum Kind {
     /// A range: [`Packed`]. Written where it is sent to a peer.
     Range,
     /// Opens a file to write to; the payload is what it will be a copy of, see [`super::Begin`]. Answered by the same:
-    /// the ranges that it holds already, as of [`Kind::Map`].
+    /// the ranges that it holds already, as of [`Kind::Map`], and `at` is 1 where these need not be compared.
     Begin,
     /// Asks for digests of ranges from `at` on, the payload tells how many; answered by the same.
     Digests,
@@ -84,6 +89,17 @@ pub struct Head {
 #[must_use]
 pub fn bad(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("The other end sent {what}"))
+}
+
+/// Bytes of data below which copying them is cheaper than to ask the kernel.
+const SPLICED: usize = 64 << 10;
+
+/// Writes a frame but for its payload, which follows.
+fn announce(to: &mut impl Write, head: Head, payload: usize) -> io::Result<()> {
+    let len = u32::try_from(payload).map_err(io::Error::other)?;
+    to.write_all(
+        &[&[head.kind as u8][..], &head.file.to_le_bytes(), &head.at.to_le_bytes(), &len.to_le_bytes()].concat(),
+    )
 }
 
 /// Writes a frame whose payload comes in pieces.
@@ -146,6 +162,8 @@ pub struct Packed {
     /// Where in the buffer the data of all runs lies.
     from: usize,
     len: usize,
+    /// The file that it was read from, and where in it.
+    source: Option<(Arc<File>, u64)>,
 }
 
 impl PartialEq for Packed {
@@ -215,7 +233,7 @@ impl Packed {
         if self.buffer.len() < len {
             self.buffer.resize(len, 0);
         }
-        (self.from, self.len) = (0, len);
+        (self.from, self.len, self.source) = (0, len, None);
         &mut self.buffer[..len]
     }
 
@@ -234,6 +252,24 @@ impl Packed {
         self.digest = digest(&self.runs, self.data());
     }
 
+    /// Tells that what was packed lies in `file` at `offset`, as it does in [`Packed::room`].
+    pub fn lies_in(&mut self, file: Arc<File>, offset: u64) {
+        self.source = Some((file, offset));
+    }
+
+    /// What stands in front of the data of a range.
+    fn table(&self, zipped: bool) -> Vec<u8> {
+        let mut table = Vec::with_capacity(TABLE + self.runs.len() * 8);
+        table.extend_from_slice(&self.digest);
+        table.push(u8::from(zipped));
+        table.extend_from_slice(&u32::try_from(self.runs.len()).unwrap_or(u32::MAX).to_le_bytes());
+        for (start, len) in &self.runs {
+            table.extend_from_slice(&start.to_le_bytes());
+            table.extend_from_slice(&len.to_le_bytes());
+        }
+        table
+    }
+
     /// Sends it as range `at` of `file`, compressed where that makes it smaller by a tenth and is wanted; tells the bytes sent.
     ///
     /// # Errors
@@ -241,17 +277,40 @@ impl Packed {
     pub fn write(&self, to: &mut impl Write, file: u16, at: u64, zip: bool) -> io::Result<usize> {
         let zipped = if zip { Some(zstd::bulk::compress(self.data(), 1)?) } else { None };
         let zipped = zipped.filter(|zipped| zipped.len() < self.len - self.len / 10);
-        let mut table = Vec::with_capacity(TABLE + self.runs.len() * 8);
-        table.extend_from_slice(&self.digest);
-        table.push(u8::from(zipped.is_some()));
-        table.extend_from_slice(&u32::try_from(self.runs.len()).unwrap_or(u32::MAX).to_le_bytes());
-        for (start, len) in &self.runs {
-            table.extend_from_slice(&start.to_le_bytes());
-            table.extend_from_slice(&len.to_le_bytes());
-        }
         let data = zipped.as_deref().unwrap_or(self.data());
-        write(to, Head { kind: Kind::Range, file, at }, &[&table, data])?;
+        write(to, Head { kind: Kind::Range, file, at }, &[&self.table(zipped.is_some()), data])?;
         Ok(data.len())
+    }
+
+    /// [`Packed::write`] into a pipe: what lies in a file goes there by `splice(2)`, so that it is not copied. A file that
+    /// is written to meanwhile sends other bytes than the digest says, which the other end finds.
+    ///
+    /// # Errors
+    /// As of [`Packed::write`].
+    pub fn send(&self, to: &mut PipeWriter, file: u16, at: u64, zip: bool) -> io::Result<usize> {
+        let Some((source, base)) = self.source.as_ref().filter(|_| !zip && self.len >= SPLICED) else {
+            return self.write(to, file, at, zip);
+        };
+        let table = self.table(false);
+        announce(to, Head { kind: Kind::Range, file, at }, table.len() + self.len)?;
+        to.write_all(&table)?;
+        let mut data = self.data();
+        for (start, len) in &self.runs {
+            let (run, rest) = data.split_at(*len as usize);
+            let (mut offset, mut left) = (base + u64::from(*start), run.len());
+            while left > 0 {
+                match splice(source, Some(&mut offset), &*to, None, left, SpliceFlags::empty()) {
+                    Ok(0) | Err(Errno::INVAL | Errno::NOSYS) => break,
+                    Ok(len) => left = left.saturating_sub(len),
+                    Err(Errno::INTR | Errno::AGAIN) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            // A file system that cannot, or a file that has become shorter: as it was read.
+            to.write_all(&run[run.len() - left..])?;
+            data = rest;
+        }
+        Ok(self.len)
     }
 
     /// Reads the payload of a [`Kind::Range`] for a range of `len` bytes. The payload becomes the buffer, and its memory is
@@ -262,7 +321,7 @@ impl Packed {
     /// theirs. What it holds then is nothing.
     pub fn unpack(&mut self, payload: &mut Vec<u8>, len: usize) -> io::Result<()> {
         self.runs.clear();
-        self.len = 0;
+        (self.len, self.source) = (0, None);
         let (head, rest) = payload.split_at_checked(TABLE).ok_or_else(|| bad("a range without a head"))?;
         let (digest, head) = head.split_at(32);
         let count = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;

@@ -1,18 +1,24 @@
 //! Which ranges of an unfinished copy are known to be good: a file beside it.
 //!
-//! The first line names the state of the source, then follow records of 12 bytes: a range's number and a check. Several
-//! processes append to it. It is a hint and never a proof: ranges that it names are read again and compared at both ends
-//! before they count, so that a journal that lies, or that outlived a power cut, costs time and nothing else.
+//! The first line names the state of the source and the boot of the target, then follow records of 44 bytes: a range's
+//! number, its digest and a check. Several processes append to it. A range is entered when it was written and read back.
+//! That counts as long as the target has not been booted anew, nobody has written to the copy since the last entry, and
+//! nothing of the source was touched, not even its times. Else the journal is a hint only: the ranges are read again and compared at both ends, so that one that outlived a power
+//! cut costs time and nothing else.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use super::frame::Digest;
 use super::{Identity, Span};
 
 /// Records that are gathered before they are written.
 const BATCH: usize = 16;
+
+/// Bytes of a record.
+const RECORD: usize = 44;
 
 /// Most ranges that a journal can name: those of 4 TiB.
 const MOST: usize = 4 << 20;
@@ -23,13 +29,37 @@ pub struct Journal {
     waiting: Vec<u8>,
 }
 
-fn title(identity: &Identity) -> String {
-    let Identity { size, ino, mtime } = identity;
-    format!("onestore journal 1: size {size} inode {ino} mtime {mtime}\n")
+/// What a journal says of this source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entries {
+    /// Ranges and their digests, in order.
+    pub ranges: Vec<(u64, Digest)>,
+    /// Whether nothing has happened since that could make them untrue.
+    pub sure: bool,
 }
 
-fn check(at: u64) -> [u8; 4] {
-    let bytes = blake3::hash(&at.to_le_bytes());
+impl Entries {
+    /// The digest of a range that needs not be read again.
+    #[must_use]
+    pub fn sure_of(&self, at: u64) -> Option<Digest> {
+        let found = self.ranges.binary_search_by_key(&at, |(at, _)| *at).ok().filter(|_| self.sure)?;
+        self.ranges.get(found).map(|(_, digest)| *digest)
+    }
+}
+
+fn title(identity: &Identity) -> String {
+    let Identity { size, ino, mtime, .. } = identity;
+    format!("onestore journal 2: size {size} inode {ino} mtime {mtime}")
+}
+
+/// What has to be the same for a range not to be read again. A machine that does not tell its boot is never sure.
+fn state(identity: &Identity) -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    format!("ctime {} boot {}", identity.ctime, boot.trim())
+}
+
+fn check(record: &[u8]) -> [u8; 4] {
+    let bytes = blake3::hash(record);
     let [a, b, c, d, ..] = *bytes.as_bytes();
     [a, b, c, d]
 }
@@ -41,7 +71,7 @@ impl Journal {
     /// What the system answers.
     pub fn new(path: &Path, identity: &Identity) -> io::Result<Self> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        file.write_all(title(identity).as_bytes())?;
+        file.write_all(format!("{} {}\n", title(identity), state(identity)).as_bytes())?;
         Self::open(path)
     }
 
@@ -53,39 +83,45 @@ impl Journal {
         Ok(Self { file: OpenOptions::new().append(true).open(path)?, waiting: Vec::new() })
     }
 
-    /// The ranges of a journal of this source, in order; `None` where there is none, or one of another.
+    /// What a journal says of this source; `None` where there is none, or one of another.
     #[must_use]
-    pub fn read(path: &Path, identity: &Identity) -> Option<Vec<Span>> {
+    pub fn read(path: &Path, identity: &Identity) -> Option<Entries> {
         let mut reader = BufReader::new(File::open(path).ok()?);
         let mut line = String::new();
         reader.by_ref().take(400).read_line(&mut line).ok()?;
-        if line != title(identity) {
-            return None;
-        }
+        let then = line.strip_suffix('\n')?.strip_prefix(&title(identity))?.strip_prefix(' ')?;
+        let now = state(identity);
+        let sure = then == now && !now.ends_with(' ');
         let mut ranges = Vec::new();
-        let mut record = [0; 12];
+        let mut record = [0; RECORD];
         while ranges.len() < MOST && reader.read_exact(&mut record).is_ok() {
-            let [at @ .., a, b, c, d] = record;
-            let at = u64::from_le_bytes(at);
+            let (entry, told) = record.split_at(RECORD - 4);
+            let (at, digest) = entry.split_first_chunk::<8>()?;
+            let at = u64::from_le_bytes(*at);
             // A record that was torn shifts all that follow it.
-            if check(at) != [a, b, c, d] || at >= identity.ranges() {
+            if check(entry) != told || at >= identity.ranges() {
                 break;
             }
-            ranges.push(at);
+            ranges.push((at, digest.try_into().ok()?));
         }
-        ranges.sort_unstable();
-        ranges.dedup();
-        Some(spans(ranges))
+        // Of a range that was written twice, the last counts.
+        ranges.reverse();
+        ranges.sort_by_key(|(at, _)| *at);
+        ranges.dedup_by_key(|(at, _)| *at);
+        Some(Entries { ranges, sure })
     }
 
     /// Adds a range that was written and read back.
     ///
     /// # Errors
     /// What the system answers.
-    pub fn add(&mut self, at: u64) -> io::Result<()> {
+    pub fn add(&mut self, at: u64, digest: &Digest) -> io::Result<()> {
+        let begin = self.waiting.len();
         self.waiting.extend_from_slice(&at.to_le_bytes());
-        self.waiting.extend_from_slice(&check(at));
-        if self.waiting.len() >= BATCH * 12 { self.flush() } else { Ok(()) }
+        self.waiting.extend_from_slice(digest);
+        let check = check(&self.waiting[begin..]);
+        self.waiting.extend_from_slice(&check);
+        if self.waiting.len() >= BATCH * RECORD { self.flush() } else { Ok(()) }
     }
 
     /// Writes what is waiting.
@@ -125,25 +161,52 @@ mod tests {
 
     use super::*;
 
-    const OF: Identity = Identity { size: 1 << 30, ino: 7, mtime: 5 };
+    const OF: Identity = Identity { size: 1 << 30, ino: 7, mtime: 5, ctime: 6, mode: 0o600 };
+
+    fn ranges(entries: Option<Entries>) -> Vec<u64> {
+        entries.unwrap_or_default().ranges.iter().map(|(at, _)| *at).collect()
+    }
 
     proptest! {
         #[test]
-        fn a_journal_that_is_cut_anywhere_is_a_shorter_one(ranges in prop::collection::vec(0..1024_u64, 0..60), cut in 0..900_usize) {
+        fn a_journal_that_is_cut_anywhere_is_a_shorter_one(added in prop::collection::vec(0..1024_u64, 0..60), cut in 0..2900_usize) {
             let dir = tempfile::tempdir().expect("a directory");
             let path = dir.path().join("j");
             let mut journal = Journal::new(&path, &OF).expect("makes");
-            for at in &ranges {
-                journal.add(*at).expect("adds");
+            for at in &added {
+                journal.add(*at, &[7; 32]).expect("adds");
             }
             drop(journal);
-            let all: Vec<u64> = Journal::read(&path, &OF).expect("of this").iter().flat_map(|(at, n)| *at..at + n).collect();
-            prop_assert!(ranges.iter().all(|at| all.contains(at)) && all.iter().all(|at| ranges.contains(at)));
+            let all = ranges(Journal::read(&path, &OF));
+            prop_assert!(added.iter().all(|at| all.contains(at)) && all.iter().all(|at| added.contains(at)));
             let bytes = std::fs::read(&path).expect("reads");
             std::fs::write(&path, &bytes[..bytes.len().saturating_sub(cut)]).expect("writes");
-            let part = Journal::read(&path, &OF).unwrap_or_default();
-            prop_assert!(part.iter().flat_map(|(at, n)| *at..at + n).all(|at| ranges.contains(&at)));
+            let part = ranges(Journal::read(&path, &OF));
+            prop_assert!(part.iter().all(|at| added.contains(at)));
             prop_assert_eq!(Journal::read(&path, &Identity { mtime: 6, ..OF }), None);
         }
+    }
+
+    #[test]
+    fn only_what_nobody_touched_since_needs_no_second_look() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("j");
+        let mut journal = Journal::new(&path, &OF).expect("makes");
+        for (at, digest) in [(3, [1; 32]), (9, [2; 32]), (3, [3; 32])] {
+            journal.add(at, &digest).expect("adds");
+        }
+        drop(journal);
+        let entries = Journal::read(&path, &OF).expect("of this");
+        assert_eq!((entries.sure_of(3), entries.sure_of(9), entries.sure_of(4)), (Some([3; 32]), Some([2; 32]), None));
+        // Its times were set back after it had been written to.
+        let touched = Journal::read(&path, &Identity { ctime: 7, ..OF }).expect("of this");
+        assert_eq!((touched.sure_of(3), touched.ranges.len()), (None, 2));
+        // Another boot.
+        let text = std::fs::read(&path).expect("reads");
+        let line = text.iter().position(|byte| *byte == b'\n').expect("a line");
+        let mut other = text.clone();
+        other[line - 1] = if other[line - 1] == b'0' { b'1' } else { b'0' };
+        std::fs::write(&path, other).expect("writes");
+        assert_eq!(Journal::read(&path, &OF).expect("of this").sure_of(3), None);
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::frame::{self, Digest, GREETING, Head, Kind, PROTOCOL, Packed, bad};
 use super::peer::{MOST, spans_of};
-use super::{Begin, End, Failure, Identity, NOT_HERE, Span, Why};
+use super::{Begin, End, Failure, Identity, Known, NOT_HERE, Span, Why};
 use crate::exec::control::Control;
 use crate::exec::host::openssh::OpenSsh;
 use crate::exec::host::wire::Delivery;
@@ -41,14 +41,14 @@ pub struct Link {
 }
 
 impl Link {
-    /// Logs in, and waits for the peer's greeting.
+    /// Logs in, and waits for the peer's greeting. `shared` is to go through a multiplexing master, if one is there.
     ///
     /// # Errors
     /// [`Why::Unreachable`] and [`Why::NotThere`] where nothing was touched; else as the peer has it.
     pub fn open(
         ssh: &Arc<OpenSsh>,
         (reads, writes): (Vec<PathBuf>, Vec<PathBuf>),
-        zip: bool,
+        (zip, shared): (bool, bool),
         control: &Control,
     ) -> Result<Self, Failure> {
         let host = ssh.name().to_owned();
@@ -67,7 +67,7 @@ impl Link {
         let run = move || {
             let ends = (File::from(OwnedFd::from(stdin)), File::from(OwnedFd::from(stdout)));
             // Nobody may listen any more.
-            let _ = tell.send(ssh.converse(&script, ends, &control));
+            let _ = tell.send(ssh.converse(&script, ends, shared, &control));
         };
         std::thread::Builder::new().name("stream".to_owned()).spawn(run).map_err(local)?;
         // Shorter than a pipe, but a path may be long: it fails like all else when ssh is gone.
@@ -228,15 +228,15 @@ impl End for Link {
         packed.unpack(&mut self.payload, identity.len_of(at)).map_err(|e| self.odd(&e))
     }
 
-    fn begin(&mut self, file: u16, begin: Begin) -> Result<Vec<Span>, Failure> {
+    fn begin(&mut self, file: u16, begin: Begin) -> Result<Known, Failure> {
         self.send(Kind::Begin, file, 0, &begin.to_bytes())?;
-        self.answer(Kind::Begin, file)?;
+        let sure = self.answer(Kind::Begin, file)? == 1;
         self.know(file, begin.identity);
-        Ok(spans_of(&self.payload))
+        Ok(Known { spans: spans_of(&self.payload), sure })
     }
 
     fn put(&mut self, file: u16, at: u64, packed: &Packed, zip: bool) -> Result<usize, Failure> {
-        self.write(|to| packed.write(to, file, at, zip))
+        self.write(|to| packed.send(to, file, at, zip))
     }
 
     fn tell(&mut self, file: u16, at: u64, count: u32) -> Result<(), Failure> {

@@ -198,27 +198,43 @@ pub struct Identity {
     pub ino: u64,
     /// When its content was last written, in nanoseconds since 1970.
     pub mtime: i128,
+    /// When anything of it was last changed, its times and names among it, in nanoseconds since 1970: nobody can set it.
+    pub ctime: i128,
+    /// Who may read, write and run it (`0777`): the copy is for nobody else.
+    pub mode: u32,
 }
 
 /// Bytes of an [`Identity`] on its way.
-const IDENTITY: usize = 32;
+const IDENTITY: usize = 52;
 
 impl Identity {
     fn to_bytes(self) -> Vec<u8> {
-        let Self { size, ino, mtime } = self;
-        [&size.to_le_bytes()[..], &ino.to_le_bytes(), &mtime.to_le_bytes()].concat()
+        let Self { size, ino, mtime, ctime, mode } = self;
+        let [size, ino] = [size, ino].map(u64::to_le_bytes);
+        let [mtime, ctime] = [mtime, ctime].map(i128::to_le_bytes);
+        [&size[..], &ino, &mtime, &ctime, &mode.to_le_bytes()].concat()
     }
 
     fn of_bytes(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; IDENTITY] = bytes.try_into().ok()?;
         let (size, rest) = bytes.split_first_chunk::<8>()?;
         let (ino, rest) = rest.split_first_chunk::<8>()?;
-        let mtime: &[u8; 16] = rest.try_into().ok()?;
+        let (mtime, rest) = rest.split_first_chunk::<16>()?;
+        let (ctime, rest) = rest.split_first_chunk::<16>()?;
+        let mode: &[u8; 4] = rest.try_into().ok()?;
         Some(Self {
             size: u64::from_le_bytes(*size),
             ino: u64::from_le_bytes(*ino),
             mtime: i128::from_le_bytes(*mtime),
+            ctime: i128::from_le_bytes(*ctime),
+            mode: u32::from_le_bytes(*mode) & 0o777,
         })
+    }
+
+    /// Whether the content is the same, whatever became of names and modes.
+    #[must_use]
+    pub fn same_content(&self, other: &Self) -> bool {
+        (self.size, self.ino, self.mtime) == (other.size, other.ino, other.mtime)
     }
 
     /// Number of ranges.
@@ -266,6 +282,16 @@ impl Begin {
 /// First range and number of ranges.
 pub type Span = (u64, u64);
 
+/// What an earlier journey of this source has brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// These ranges.
+    pub spans: Vec<Span>,
+    /// Whether they were read back since the target was last booted, and neither the copy nor the source was touched since:
+    /// then the digests of that time count, and neither end reads them again.
+    pub sure: bool,
+}
+
 /// One end of a journey, for one stream: the files here, or those of a peer.
 pub trait End {
     /// Which state of file `file` is there.
@@ -281,7 +307,7 @@ pub trait End {
     fn take(&mut self, file: u16, at: u64, packed: &mut Packed) -> Result<(), Failure>;
 
     /// Makes or finds the file to write to; answers the ranges that an earlier journey has brought.
-    fn begin(&mut self, file: u16, begin: Begin) -> Result<Vec<Span>, Failure>;
+    fn begin(&mut self, file: u16, begin: Begin) -> Result<Known, Failure>;
 
     /// Writes a range and compares what is there then; tells the bytes sent.
     fn put(&mut self, file: u16, at: u64, packed: &Packed, zip: bool) -> Result<usize, Failure>;

@@ -96,7 +96,7 @@ impl Peer {
                 let known = self.store.begin(file, begin)?;
                 self.identities.retain(|(of, _)| *of != file);
                 self.identities.push((file, begin.identity));
-                Answer::Bytes(0, page(&known, 0).1)
+                Answer::Bytes(known.sure.into(), page(&known.spans, 0).1)
             }
             Kind::Digests => {
                 let count =
@@ -146,7 +146,7 @@ mod tests {
             std::fs::write(&path, [7; 5000]).expect("writes");
             let mut input = Vec::new();
             if begin {
-                let identity = Identity { size: 5000, ino: 1, mtime: 1 };
+                let identity = Identity { size: 5000, ino: 1, mtime: 1, ctime: 1, mode: 0o600 };
                 let begin = Begin { identity, allocate: false, first: true };
                 frame::write(&mut input, Head { kind: Kind::Begin, file: 0, at: 0 }, &[&begin.to_bytes()]).expect("writes");
             }

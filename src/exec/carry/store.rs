@@ -4,19 +4,21 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::retry_on_intr;
 
 use super::frame::{Digest, Packed, RANGE, digest_of};
-use super::journal::Journal;
-use super::{Begin, End, Failure, Identity, Span, Why, journal_of};
+use super::journal::{Entries, Journal, spans};
+use super::{Begin, End, Failure, Identity, Known, Span, Why, journal_of};
 use crate::exec::copy::read_full;
 use crate::exec::holes::Extents;
 use crate::exec::writeback::WriteBack;
 
 /// Files to read from and files to write to, by number; opened when they are first needed.
 pub struct Store {
-    reads: Vec<(PathBuf, Option<File>)>,
+    reads: Vec<(PathBuf, Option<Arc<File>>)>,
     writes: Vec<(PathBuf, Option<Target>)>,
     /// A range that is read to be compared; its memory is used again.
     back: Vec<u8>,
@@ -26,6 +28,8 @@ struct Target {
     file: File,
     identity: Identity,
     journal: Journal,
+    /// What the journal said when it was opened.
+    entries: Entries,
 }
 
 const ALL: u64 = RANGE as u64;
@@ -41,14 +45,14 @@ impl Store {
         }
     }
 
-    fn source(&mut self, file: u16) -> Result<(&PathBuf, &File), Failure> {
+    fn source(&mut self, file: u16) -> Result<(&PathBuf, &Arc<File>), Failure> {
         let (path, opened) = self.reads.get_mut(usize::from(file)).ok_or_else(unknown)?;
         if opened.is_none() {
             let file = File::open(&*path).map_err(|e| Failure::io("read", path, &e))?;
             if !file.metadata().is_ok_and(|data| data.is_file()) {
                 return Err(Failure::new(Why::Other, format!("{} is no regular file", path.display())));
             }
-            *opened = Some(file);
+            *opened = Some(Arc::new(file));
         }
         opened.as_ref().map(|file| (&*path, file)).ok_or_else(unknown)
     }
@@ -61,7 +65,7 @@ impl Store {
     /// What is written to, where that is what there is; else what is read.
     fn any(&mut self, file: u16) -> Result<(PathBuf, &File, Option<u64>), Failure> {
         if self.writes.is_empty() {
-            return self.source(file).map(|(path, file)| (path.clone(), file, None));
+            return self.source(file).map(|(path, file)| (path.clone(), &**file, None));
         }
         self.target(file).map(|(path, target)| (path.clone(), &target.file, Some(target.identity.size)))
     }
@@ -119,7 +123,8 @@ impl End for Store {
         let (path, file, _) = self.any(file)?;
         let data = file.metadata().map_err(|e| Failure::io("look at", &path, &e))?;
         let time = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
-        Ok(Identity { size: data.len(), ino: data.ino(), mtime: time(data.mtime(), data.mtime_nsec()) })
+        let (mtime, ctime) = (time(data.mtime(), data.mtime_nsec()), time(data.ctime(), data.ctime_nsec()));
+        Ok(Identity { size: data.len(), ino: data.ino(), mtime, ctime, mode: data.mode() & 0o777 })
     }
 
     fn map(&mut self, file: u16) -> Result<Vec<Span>, Failure> {
@@ -148,10 +153,11 @@ impl End for Store {
         let read = len_of(file, at).and_then(|len| read(file, at, packed.room(len)));
         read.map_err(|e| Failure::io("read", path, &e))?;
         packed.pack();
+        packed.lies_in(Arc::clone(file), at.saturating_mul(ALL));
         Ok(())
     }
 
-    fn begin(&mut self, file: u16, begin: Begin) -> Result<Vec<Span>, Failure> {
+    fn begin(&mut self, file: u16, begin: Begin) -> Result<Known, Failure> {
         let (path, opened) = self.writes.get_mut(usize::from(file)).ok_or_else(unknown)?;
         let failed = |e: io::Error| Failure::io("write", path, &e);
         let journal_path = journal_of(path);
@@ -159,17 +165,24 @@ impl End for Store {
         let mut options = OpenOptions::new();
         let nofollow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).map_err(|e| failed(io::Error::other(e)))?;
         options.read(true).write(true).create(begin.first).custom_flags(nofollow);
+        // The other streams have to open it as well.
+        options.mode(begin.identity.mode | 0o600);
         let target = options.open(&*path).map_err(failed)?;
         let data = target.metadata().map_err(failed)?;
         if !data.is_file() {
             return Err(failed(io::Error::other("It is no regular file")));
         }
-        let known = known.filter(|_| !begin.first || data.len() == begin.identity.size);
+        let mut known = known.filter(|_| !begin.first || data.len() == begin.identity.size);
+        if let Some(entries) = &mut known {
+            // Whoever wrote to it last entered that: else it was killed, or it was somebody else.
+            let entered = std::fs::metadata(&journal_path).and_then(|data| data.modified());
+            entries.sure &= entered.is_ok_and(|entered| data.modified().is_ok_and(|written| written <= entered));
+        }
         let journal = match (&known, begin.first) {
             (None, true) => {
                 target.set_len(0).and_then(|()| target.set_len(begin.identity.size)).map_err(failed)?;
                 if begin.allocate && begin.identity.size > 0 {
-                    match fallocate(&target, FallocateFlags::empty(), 0, begin.identity.size) {
+                    match retry_on_intr(|| fallocate(&target, FallocateFlags::empty(), 0, begin.identity.size)) {
                         // A file system without the notion: what is not written stays a hole.
                         Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
                         Err(error) => return Err(failed(error.into())),
@@ -180,8 +193,10 @@ impl End for Store {
             _ => Journal::open(&journal_path),
         };
         let journal = journal.map_err(|e| Failure::io("write", &journal_path, &e))?;
-        *opened = Some(Target { file: target, identity: begin.identity, journal });
-        Ok(known.unwrap_or_default())
+        let entries = known.unwrap_or_default();
+        let known = Known { spans: spans(entries.ranges.iter().map(|(at, _)| *at)), sure: entries.sure };
+        *opened = Some(Target { file: target, identity: begin.identity, journal, entries });
+        Ok(known)
     }
 
     fn put(&mut self, file: u16, at: u64, packed: &Packed, _zip: bool) -> Result<usize, Failure> {
@@ -205,7 +220,7 @@ impl End for Store {
             }
         }
         WriteBack::begin(&target.file, start, len as u64);
-        target.journal.add(at).map_err(failed)?;
+        target.journal.add(at, &packed.digest).map_err(failed)?;
         self.back = back;
         Ok(packed.data().len())
     }
@@ -215,10 +230,16 @@ impl End for Store {
     }
 
     fn told(&mut self, file: u16, at: u64, count: u32) -> Result<Vec<Digest>, Failure> {
+        let ranges = at..at.saturating_add(count.into());
+        if let Ok((_, target)) = self.target(file)
+            && let Some(sure) = ranges.clone().map(|at| target.entries.sure_of(at)).collect()
+        {
+            return Ok(sure);
+        }
         let mut back = std::mem::take(&mut self.back);
         let (path, file, _) = self.any(file)?;
         let one = |at| digest_at(file, at, len_of(file, at)?, &mut back);
-        let told = (at..at.saturating_add(count.into())).map(one).collect::<io::Result<_>>();
+        let told = ranges.map(one).collect::<io::Result<_>>();
         let told = told.map_err(|e| Failure::io("read", &path, &e))?;
         self.back = back;
         Ok(told)
@@ -257,7 +278,7 @@ mod tests {
 
     #[test]
     fn spans_and_ranges_are_the_same() {
-        let of = Identity { size: 5 * ALL + 1, ino: 1, mtime: 1 };
+        let of = Identity { size: 5 * ALL + 1, ino: 1, mtime: 1, ctime: 1, mode: 0o600 };
         assert_eq!(ranges(&[(0, 1), (3, u64::MAX), (2, 1), (4, 9)], &of), [0, 3, 4, 5]);
         assert_eq!(spans([0, 3, 4, 5]), [(0, 1), (3, 3)]);
     }

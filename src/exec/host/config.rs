@@ -3,6 +3,7 @@
 //! `ssh -G` is the only reader of `ssh_config(5)` that agrees with the client about `Match`, `Include` and tokens, so it
 //! is asked with the very words that later connect (contract 01 §13: the environment's `SSH` may be several words).
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -71,6 +72,12 @@ impl SshConfig {
     #[must_use]
     pub fn control_path(&self) -> Option<PathBuf> {
         self.get("controlpath").map(|path| home_expanded(path, std::env::home_dir().as_deref()))
+    }
+
+    /// Whether a multiplexing master listens; one that died leaves a socket that refuses.
+    #[must_use]
+    pub fn has_live_master(&self) -> bool {
+        self.control_path().is_some_and(|path| UnixStream::connect(path).is_ok())
     }
 
     /// The files named by a keyword such as `userknownhostsfile`, `~` expanded. A name with blanks cannot be told apart

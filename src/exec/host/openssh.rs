@@ -45,8 +45,27 @@ impl OpenSsh {
         self.config.get_or_init(|| config::ask(&self.name, &self.programs, control).ok()).as_ref()
     }
 
+    /// Whether a multiplexing master listens.
+    pub fn has_live_master(&self, control: &Control) -> bool {
+        self.config(control).is_some_and(SshConfig::has_live_master)
+    }
+
+    /// Whether there is an agent that could be forwarded: `SSH_AUTH_SOCK`, or `IdentityAgent` of the configuration.
+    fn has_agent(&self, control: &Control) -> bool {
+        let named = self.config(control).and_then(|config| config.get("identityagent"));
+        let by_name = named.is_some_and(|name| name != "SSH_AUTH_SOCK");
+        by_name || std::env::var_os("SSH_AUTH_SOCK").is_some_and(|socket| !socket.is_empty())
+    }
+
+    /// Whether a script that has an output stream puts no data on it, and needs nothing of a connection of its own: it
+    /// drives a journey, and there is no agent to forward.
+    pub fn speaks_little(&self, script: &Script, control: &Control) -> bool {
+        script.goes_on() && !self.has_agent(control)
+    }
+
     /// Starts a script that converses ([`Script::converses`]) and waits for its end. `stdin` carries what the caller writes,
-    /// the script's delivery first; `stdout` is what it answers. Both are handed to ssh as they are.
+    /// the script's delivery first; `stdout` is what it answers. Both are handed to ssh as they are. `shared` is to go
+    /// through a multiplexing master that is there; else the connection is its own.
     ///
     /// # Errors
     /// As of [`Host::run`].
@@ -54,9 +73,10 @@ impl OpenSsh {
         &self,
         script: &Script,
         (stdin, stdout): (File, File),
+        shared: bool,
         control: &Control,
     ) -> Result<(), ScriptError> {
-        let spawn = self.spawn(script, control)?;
+        let spawn = self.spawn(script, shared, control)?;
         let io = ProcessIo { stdin: Stdin::File(stdin), stdout: Stdout::File(stdout) };
         let done = match process::run(&spawn, io, control) {
             Ok(done) => judge(self.name.as_str(), script, Some(done.status), &done.stdout, done.stderr.as_bytes()),
@@ -65,9 +85,9 @@ impl OpenSsh {
         done.map(drop)
     }
 
-    fn spawn(&self, script: &Script, control: &Control) -> Result<Spawn, ScriptError> {
+    fn spawn(&self, script: &Script, shared: bool, control: &Control) -> Result<Spawn, ScriptError> {
         Ok(Spawn {
-            argv: self.argv(script, control)?,
+            argv: self.argv(script, shared, control)?,
             env: Vec::new(),
             shown: format!("ssh {}", self.name),
             also_ok: Vec::new(),
@@ -76,11 +96,11 @@ impl OpenSsh {
         })
     }
 
-    fn argv(&self, script: &Script, control: &Control) -> Result<Vec<OsString>, ScriptError> {
+    fn argv(&self, script: &Script, shared: bool, control: &Control) -> Result<Vec<OsString>, ScriptError> {
         let unreachable = |e: process::Missing| self.error(ErrorKind::Unreachable, e.to_string());
         let mut argv = self.programs.find("ssh").map_err(unreachable)?;
         argv.extend(["-T", "-x", "-o", "BatchMode=yes", "-o", "ClearAllForwardings=yes"].map(OsString::from));
-        if script.goes_on() {
+        if script.goes_on() && self.has_agent(control) {
             // The keys of whoever runs this, for the one script that logs in elsewhere; it gets no others.
             argv.extend(["-o", "ForwardAgent=yes"].map(OsString::from));
         }
@@ -89,7 +109,8 @@ impl OpenSsh {
             let words = ["Compression=no", "ServerAliveInterval=15", "ServerAliveCountMax=3"];
             argv.extend(words.into_iter().flat_map(|word| ["-o".into(), OsString::from(word)]));
         }
-        if script.receives() || script.sends() {
+        let shared = self.speaks_little(script, control) || shared && self.has_live_master(control);
+        if (script.receives() || script.sends()) && !shared {
             argv.extend(["-o", "ControlMaster=no", "-o", "ControlPath=none"].map(OsString::from));
             if let Some(ciphers) = self.config(control).and_then(SshConfig::bulk_ciphers) {
                 argv.extend(["-o".into(), format!("Ciphers={ciphers}").into()]);
@@ -144,7 +165,7 @@ impl Host for OpenSsh {
     fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError> {
         let delivery =
             Delivery::of(script).map_err(|e| self.error(ErrorKind::Failed, format!("Cannot send a script: {e}")))?;
-        let spawn = self.spawn(script, control)?;
+        let spawn = self.spawn(script, false, control)?;
         let mut outgoing = Outgoing::new(delivery, io.input);
         let stdout = match io.output {
             Some(writer) if script.sends() => Stdout::Writer(writer),

@@ -1,10 +1,10 @@
 //! Which client carries a script to a remote host (`docs/architecture.md` §4).
 //!
 //! `auto`: a live multiplexing master wins, 6 ms a script; else libssh2 for scripts without a data stream, 70 ms and
-//! next to nothing for the second, where it connects as ssh would; else the OpenSSH client, which can do everything. What
+//! next to nothing for the second, where it connects as ssh would; else the OpenSSH client, which can do everything. A
+//! host that drives a journey says little, and goes this way too, unless it is to use our agent. What
 //! libssh2 could not even send goes to the OpenSSH client; what it sent does not, for it may have run.
 
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -12,7 +12,6 @@ use super::super::control::Control;
 use super::super::interpret::Io;
 use super::super::op::{Script, Value};
 use super::super::process::Programs;
-use super::config::SshConfig;
 use super::libssh2::{Attempt, LibSsh2};
 use super::openssh::OpenSsh;
 use super::session::{SessionError, Target};
@@ -81,10 +80,10 @@ impl Remote {
 
     /// Which client a script takes now.
     pub fn choice(&self, script: &Script, control: &Control) -> Policy {
-        let short = !script.receives() && !script.sends();
+        let short = !script.receives() && (!script.sends() || self.openssh.speaks_little(script, control));
         match self.policy {
             Policy::Auto if !short || self.given_up.load(Ordering::Relaxed) => Policy::OpenSsh,
-            Policy::Auto if self.openssh.config(control).is_some_and(has_live_master) => Policy::OpenSsh,
+            Policy::Auto if self.openssh.has_live_master(control) => Policy::OpenSsh,
             Policy::Auto if self.libssh2(control).is_ok() => Policy::LibSsh2,
             Policy::Auto => Policy::OpenSsh,
             fixed => fixed,
@@ -143,15 +142,11 @@ impl Host for Remote {
     }
 }
 
-/// Whether a multiplexing master listens; one that died leaves a socket that refuses.
-fn has_live_master(config: &SshConfig) -> bool {
-    config.control_path().is_some_and(|path| UnixStream::connect(path).is_ok())
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixListener;
 
+    use super::super::config::SshConfig;
     use super::*;
 
     #[test]
@@ -166,11 +161,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("master");
         let config = SshConfig::parse(&format!("controlpath {}\n", path.display()));
-        assert!(!has_live_master(&config));
+        assert!(!config.has_live_master());
         let listener = UnixListener::bind(&path).expect("binds");
-        assert!(has_live_master(&config));
+        assert!(config.has_live_master());
         drop(listener);
-        assert!(path.exists() && !has_live_master(&config));
-        assert!(!has_live_master(&SshConfig::parse("controlpath none\n")));
+        assert!(path.exists() && !config.has_live_master());
+        assert!(!SshConfig::parse("controlpath none\n").has_live_master());
     }
 }

@@ -33,6 +33,17 @@ fn create_freezes_the_current_file() {
 }
 
 #[test]
+fn the_disk_s_link_is_put_back_in_its_own_words() {
+    let mut world = world(Start::Clone);
+    for text in ["/ds//0/7/disk.0.snap/0", "./disk.0.snap/../disk.0.snap/0"] {
+        world.link("/ds/0/7/disk.0", text);
+        let plan = world.chain().create(0).expect("fine");
+        let back = Step::Link { link: "/ds/0/7/disk.0".into(), target: text.into() };
+        assert_eq!(plan.steps.iter().flat_map(|one| &one.undo).last(), Some(&back));
+    }
+}
+
+#[test]
 fn create_notes_where_the_data_is_when_the_current_file_has_another_number() {
     let world = world(Start::Clone);
     assert_eq!(

@@ -116,8 +116,7 @@ impl Chain {
             plan.push(chain.overlay(&new.layer, &new.frozen, &active)?);
         }
         plan.push(Step::LiveSnapshot { file: chain.path(&new.layer) });
-        let back = Step::Link { link: chain.names.disk.clone(), target: chain.link_text(&new.frozen) };
-        plan.push_with(chain.point_to(&new.layer), back);
+        plan.push_with(chain.point_to(&new.layer), chain.point_back_to(&new.frozen));
         Ok(plan)
     }
 

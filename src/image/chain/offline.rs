@@ -9,6 +9,7 @@ use super::facts::{Manner, Style};
 use super::finding::{Finding, Refusal};
 use super::model::{Below, Chain, Node};
 use super::plan::{Plan, Step};
+use crate::location::normalize;
 
 /// What save-as copies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,9 +56,7 @@ impl Chain {
                 Step::Remove { file: self.path(&new.layer) },
             );
         }
-        // Back to the frozen file's name in the folder: also for a plain disk, which has become that file.
-        let back = Step::Link { link: self.names.disk.clone(), target: self.link_text(&new.frozen) };
-        plan.push_with(self.point_to(&new.layer), back);
+        plan.push_with(self.point_to(&new.layer), self.point_back_to(&new.frozen));
         Ok(plan)
     }
 
@@ -189,6 +188,18 @@ impl Chain {
 
     pub(super) fn point_to(&self, node: &Node) -> Step {
         Step::Link { link: self.names.disk.clone(), target: self.link_text(node) }
+    }
+
+    /// The disk's link as it was: in its own words where it led to `frozen`, else to that file's name in the folder: also for
+    /// a plain disk, which has become that file.
+    pub(super) fn point_back_to(&self, frozen: &Node) -> Step {
+        let disk = &self.names.disk;
+        let leads_there = |text: &PathBuf| {
+            let target = normalize(&disk.parent().unwrap_or(Path::new("/")).join(text));
+            self.locate(&target).as_ref() == Some(frozen)
+        };
+        let text = self.link.clone().filter(leads_there);
+        Step::Link { link: disk.clone(), target: text.unwrap_or_else(|| self.link_text(frozen)) }
     }
 
     /// The beginning of every plan: what interrupted operations left behind goes.

@@ -57,6 +57,12 @@ pub fn lay_out(location: &Path, stop: &Stop) -> Result<()> {
     Ok(())
 }
 
+/// Whether a line with its disks is there for every VM.
+pub fn all_told(answer: &str) -> bool {
+    let told = |line: &str| line.starts_with("VM = [ ID = ") && line.ends_with("\"]") && line.len() > 100;
+    answer.lines().count() == VMS as usize && answer.lines().all(told)
+}
+
 /// The header of a qcow2 file of 10 GiB, version 3, that stands on another one (QEMU's docs/interop/qcow2.txt).
 fn header(backing: &str) -> Vec<u8> {
     let mut bytes = b"QFI\xfb".to_vec();

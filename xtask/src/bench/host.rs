@@ -34,7 +34,7 @@ impl Host {
         let client = format!("{SHARED}{}/%C\n", dir.display());
         // Bash would read the account's `.bashrc` in every session, and what people do there is not what is measured.
         let env = [("SCRIPTS_REMOTE_DIR", remotes.display().to_string()), ("SHLVL", "1".to_owned())];
-        let sshd = Sshd::start_with(&More { env: &env, client: &client, ..More::default() })?;
+        let sshd = Sshd::start(&More { env: &env, client: &client, ..More::default() })?;
         let config = sshd.config();
         let host = Self { sshd, config };
         let words: Vec<OsString> = [host.words(), [NAME, "true"].map(OsString::from).into()].concat();

@@ -23,6 +23,7 @@ use super::vm::{Act, Vm};
 const DATABLOCK: u64 = 10 * 1024;
 
 /// What the calls of one subject share.
+#[derive(Default)]
 pub struct Prepared {
     /// The source image, if there is one.
     image: Option<PathBuf>,
@@ -36,6 +37,8 @@ pub struct Prepared {
     data: Option<PathBuf>,
     /// Who is told the sizes of disks, and where they are.
     monitord: Option<(Rc<Monitord>, PathBuf)>,
+    /// Where the VMs are whose disks are told on standard output.
+    datastores: Option<PathBuf>,
 }
 
 /// A command that can be run again and again.
@@ -57,7 +60,7 @@ pub struct Runner {
 /// # Errors
 /// The disk is full, a tool is missing, a signal asked for the end.
 pub fn prepare(lab: &mut Lab, subject: &Subject) -> Result<Prepared> {
-    let mut prepared = Prepared { image: None, packed: None, md5: None, server: None, data: None, monitord: None };
+    let mut prepared = Prepared::default();
     let source = match subject.job {
         Job::Stat(source)
         | Job::Cp(source)
@@ -78,6 +81,11 @@ pub fn prepare(lab: &mut Lab, subject: &Subject) -> Result<Prepared> {
             let location = lab.derived("datastores", |path| cloud::lay_out(path, &stop))?;
             let monitord = Monitord::listen((key == Key::Rsa).then(|| lab.scratch()))?;
             prepared.monitord = Some((Rc::new(monitord), location));
+            return Ok(prepared);
+        }
+        Job::MonitorDs => {
+            let stop = lab.stop.clone();
+            prepared.datastores = Some(lab.derived("datastores", |path| cloud::lay_out(path, &stop))?);
             return Ok(prepared);
         }
         Job::Vm(Act::CloneRaw(source)) => {
@@ -144,6 +152,8 @@ pub fn of_tree(lab: &Lab, subject: &Subject, prepared: &Prepared, tree: &Tree) -
         let mut target = OsString::from("host01:");
         target.push(disk);
         (vec!["vm:dummy_path".into(), target, "18".into(), "106".into()], None)
+    } else if let Some(location) = &prepared.datastores {
+        (vec![location.join(cloud::ID).into()], None)
     } else if subject.job == Job::Inspect {
         (vec!["inspect".into(), prepared.image.clone().unwrap_or_default().into()], None)
     } else {
@@ -320,6 +330,7 @@ impl Runner {
                 | Job::Inspect
                 | Job::Mkfs(_)
                 | Job::MonitorVms(_)
+                | Job::MonitorDs
         ) {
             let dir = File::open(self.sandbox.var())?;
             rustix::fs::syncfs(&dir).context("Cannot sync the file system")?;
@@ -347,6 +358,7 @@ impl Runner {
                 owes(tells_capacity(answer, capacity(self.sandbox.one())?), &answer.replace('\n', " "))?;
                 self.monitord.as_ref().map_or(Ok(()), |monitord| monitord.judge())
             }
+            Job::MonitorDs => owes(cloud::all_told(answer), &answer.chars().take(60).collect::<String>()),
             Job::Vm(_) => Ok(()),
             Job::Stat(source) => owes(answer == (source.len() >> 20).to_string(), answer),
             Job::Remove => owes(!victim(&self.sandbox).exists(), "the image is still there"),

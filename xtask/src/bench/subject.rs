@@ -77,6 +77,8 @@ pub enum Job {
     Mkfs(&'static str),
     /// `monitor` of a system datastore with many VMs, whose disks monitord is told.
     MonitorVms(Key),
+    /// `monitor_ds` of the same datastore, as a host's probe calls it.
+    MonitorDs,
     /// What a transfer manager does with a disk.
     Vm(Act),
 }
@@ -325,6 +327,11 @@ pub static SUBJECTS: &[Subject] = &[
     Subject {
         tools: &[Tool::QemuImgCreate],
         ..data("fs/mkfs-raw", "datablock of 10 GiB, raw", "datastore/fs/mkfs", Job::Mkfs("raw"))
+    },
+    Subject {
+        slow: true,
+        budgets: &[Budget::Cpu(250.0), Budget::Children(0)],
+        ..short("ssh/monitor_ds", "on the host, 1,000 VMs × 3 disks × 2 snapshots", "tm/ssh/monitor_ds", Job::MonitorDs)
     },
     monitor_vms("qcow2/monitor", "1,000 VMs × 3 disks × 2 snapshots", Key::None),
     monitor_vms("qcow2/monitor-key", "the same, encrypted for monitord (RSA)", Key::Rsa),

@@ -153,6 +153,8 @@ pub struct Expect {
     pub any_lines: bool,
     /// Number of plain lines on standard error; 1 by default for a call that fails without a signal.
     pub error_lines: Option<usize>,
+    /// Instead of a number: at most so many plain lines, for what is told on standard output.
+    pub most_lines: Option<usize>,
     /// What has to be there, or not be there, afterwards.
     #[serde(default)]
     pub after: Vec<After>,
@@ -257,6 +259,8 @@ pub struct After {
     pub content_of: Option<String>,
     /// Most bytes that may be allocated, with a unit.
     pub allocated_max: Option<String>,
+    /// Fewest bytes that have to be allocated, with a unit.
+    pub allocated_min: Option<String>,
     /// Target of the link.
     pub to: Option<String>,
     /// Permissions in octal.

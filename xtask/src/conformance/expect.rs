@@ -145,6 +145,9 @@ fn lines(expect: &Expect, ran: &Ran, fails: bool) -> Result<()> {
     if expect.any_lines {
         return if lines.is_empty() { Err(anyhow!("No plain line on standard error")) } else { Ok(()) };
     }
+    if let Some(most) = expect.most_lines {
+        return if lines.len() > most { Err(anyhow!("{} plain lines on standard error", lines.len())) } else { Ok(()) };
+    }
     let wanted = expect.error_lines.or_else(|| fails.then_some(1));
     if let Some(wanted) = wanted
         && wanted != lines.len()

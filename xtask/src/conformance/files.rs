@@ -167,8 +167,13 @@ fn data(after: &After, vars: &Vars, before: &Snapshot, path: &Path) -> Result<()
     if let Some(size) = &after.size {
         same(&shown, "size", &bytes(size)?.to_string(), &about.len().to_string())?;
     }
+    let allocated = about.blocks() * 512;
+    if let Some(least) = &after.allocated_min
+        && allocated < bytes(least)?
+    {
+        bail!("{shown} has {allocated} bytes allocated, less than {least}");
+    }
     if let Some(most) = &after.allocated_max {
-        let allocated = about.blocks() * 512;
         if allocated > bytes(most)? {
             bail!("{shown} has {allocated} bytes allocated, more than {most}");
         }

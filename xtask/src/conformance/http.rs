@@ -17,9 +17,49 @@ use super::case::{self, Route};
 /// Bytes sent between two pauses.
 const CHUNK: usize = 64 << 10;
 
+/// A port on loopback whose connections are served, each by a thread of its own. It is closed when this is dropped.
+pub struct Listener {
+    stop: Arc<AtomicBool>,
+    /// `http://127.0.0.1:PORT`.
+    pub url: String,
+}
+
+impl Listener {
+    /// Serves every connection by `serve`.
+    ///
+    /// Fails if there is no free port.
+    pub fn start(serve: impl Fn(TcpStream) -> Result<()> + Send + Sync + 'static) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").context("Cannot open a port")?;
+        let started = Self { stop: Arc::default(), url: format!("http://{}", listener.local_addr()?) };
+        let (stop, serve) = (Arc::clone(&started.stop), Arc::new(serve));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let (Ok(stream), serve) = (stream, Arc::clone(&serve)) else {
+                    continue;
+                };
+                // A client that goes away is none of the server's business.
+                std::thread::spawn(move || drop(serve(stream)));
+            }
+        });
+        Ok(started)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Wakes the thread that waits for connections.
+        let _ = TcpStream::connect(self.url.trim_start_matches("http://"));
+    }
+}
+
 /// A running server. It stops when this is dropped.
 pub struct Server {
     shared: Arc<Shared>,
+    _listener: Listener,
     /// `http://127.0.0.1:PORT`.
     pub url: String,
 }
@@ -27,44 +67,22 @@ pub struct Server {
 struct Shared {
     routes: HashMap<String, Route>,
     log: Mutex<Vec<(String, String)>>,
-    stop: AtomicBool,
 }
 
 impl Server {
     /// Serves these routes, whose file names are final.
     pub fn start(routes: Vec<Route>) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").context("Cannot start the web server")?;
-        let url = format!("http://{}", listener.local_addr()?);
         let routes = routes.into_iter().map(|route| (route.path.clone(), route)).collect();
-        let shared = Arc::new(Shared { routes, log: Mutex::default(), stop: AtomicBool::new(false) });
-        let server = Self { shared: Arc::clone(&shared), url };
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if shared.stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                let (Ok(stream), shared) = (stream, Arc::clone(&shared)) else {
-                    continue;
-                };
-                // A client that goes away is none of the server's business.
-                std::thread::spawn(move || drop(serve(stream, &shared)));
-            }
-        });
-        Ok(server)
+        let shared = Arc::new(Shared { routes, log: Mutex::default() });
+        let own = Arc::clone(&shared);
+        let listener = Listener::start(move |stream| serve(stream, &own)).context("Cannot start the web server")?;
+        Ok(Self { shared, url: listener.url.clone(), _listener: listener })
     }
 
     /// How often `method` was used on `path`.
     pub fn count(&self, method: &str, path: &str) -> usize {
         let log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.iter().filter(|(m, p)| m == method && p == path).count()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        // Wakes the thread that waits for connections.
-        let _ = TcpStream::connect(self.url.trim_start_matches("http://"));
     }
 }
 

@@ -5,7 +5,7 @@
 //! arguments, standard input, environment, answers and the files it leaves are looked at.
 //!
 //! Reading order: [`case`] (what a case may say), [`payload`] (the XML of a call), [`sandbox`] and [`content`] (what
-//! a call finds), [`http`] and [`sshd`] (who it may talk to), [`process`] (running it), [`expect`] and [`files`]
+//! a call finds), [`http`], [`oned`], [`sshd`] and [`mounts`] (who it may talk to), [`process`] (running it), [`expect`] and [`files`]
 //! (judging it), [`run`](mod@run) (one case from start to end), [`report`].
 
 use std::collections::VecDeque;
@@ -21,6 +21,8 @@ pub mod content;
 pub mod expect;
 pub mod files;
 pub mod http;
+mod mounts;
+mod oned;
 pub mod payload;
 pub mod process;
 mod report;
@@ -100,7 +102,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         lib: args.lib.as_ref().map(|lib| lib.canonicalize()).transpose().context("Cannot find the lib directory")?,
         env: args.env.iter().map(|pair| variable(pair)).collect::<Result<_>>()?,
     };
-    let ssh = if cases.iter().any(case::Case::needs_bridge) { Some(sshd::Sshd::start()?) } else { None };
+    let ssh = if cases.iter().any(case::Case::needs_bridge) { Some(server(&tree)?) } else { None };
     let outcomes = judge(cases, &tree, ssh.as_ref(), args.jobs.max(1));
     let side = if args.upstream { report::Side::Upstream } else { report::Side::Ours };
     let report = report::Report::new(side, outcomes, args.verbose);
@@ -109,6 +111,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         std::fs::write(file, report.markdown()).with_context(|| format!("Cannot write {}", file.display()))?;
     }
     Ok(if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// The host of the bridges. Scripts, which are those with a `lib`, reach it by plain `ssh` and expect the tree on it.
+fn server(tree: &sandbox::Tree) -> Result<sshd::Sshd> {
+    let scripts = tree.lib.as_ref().map(|_| tree.drivers.as_path());
+    sshd::Sshd::start(&sshd::More { tree: scripts, ..sshd::More::default() })
 }
 
 fn variable(pair: &str) -> Result<(String, String)> {

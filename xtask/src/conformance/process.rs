@@ -1,7 +1,7 @@
 //! Runs one call as oned's driver processes do: own process group, standard input a pipe that is closed after the
 //! data, standard output and error read apart.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -19,6 +19,8 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// What to run.
 pub struct Run<'a> {
+    /// Words in front of it, see [`super::mounts`].
+    pub before: Vec<OsString>,
     /// Path under which the driver is called.
     pub program: &'a Path,
     /// Arguments after the program.
@@ -63,7 +65,9 @@ impl Ran {
 /// Runs it to its end. Fails only if it cannot be started or waited for.
 pub fn run(run: Run<'_>) -> Result<Ran> {
     let started = Instant::now();
-    let mut command = Command::new(run.program);
+    let mut words = run.before.into_iter().chain([run.program.as_os_str().to_owned()]);
+    let mut command = Command::new(words.next().context("No program")?);
+    command.args(words);
     command.args(run.argv.iter().map(OsStr::new)).env_clear().envs(run.env).current_dir(run.cwd).process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = start(&mut command).with_context(|| format!("Cannot start {}", run.program.display()))?;

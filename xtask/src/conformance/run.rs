@@ -54,7 +54,7 @@ fn steps(case: &Case, tree: &Tree, ssh: Option<&Sshd>, verdict: &mut Verdict) ->
             verdict.differences.push(format!("There is no {}", call.action));
             return Ok(());
         }
-        let ran = one(call, &sandbox, &vars, server.as_ref())?;
+        let ran = one(call, &sandbox, &vars, server.as_ref(), ssh)?;
         verdict.stderr = String::from_utf8_lossy(&ran.stderr).into_owned();
         verdict.wall_ms += ran.wall.as_millis();
         let evidence = Evidence { ran: &ran, first: &first, before: &before, root: &root, http: server.as_ref() };
@@ -90,7 +90,13 @@ pub fn serve(routes: &[Route], vars: &mut Vars) -> Result<Option<Server>> {
     Ok(Some(server))
 }
 
-fn one(call: &Call, sandbox: &Sandbox, vars: &Vars, server: Option<&Server>) -> Result<process::Ran> {
+fn one(
+    call: &Call,
+    sandbox: &Sandbox,
+    vars: &Vars,
+    server: Option<&Server>,
+    ssh: Option<&Sshd>,
+) -> Result<process::Ran> {
     let program = sandbox.entry(call);
     let mut env = sandbox.env().to_vec();
     for (name, value) in &call.env {
@@ -115,6 +121,7 @@ fn one(call: &Call, sandbox: &Sandbox, vars: &Vars, server: Option<&Server>) -> 
         Some(other) => bail!("No signal {other}"),
     };
     process::run(Run {
+        before: ssh.map_or_else(Vec::new, Sshd::before_drivers),
         program: &program,
         argv: &payload::argv(call, vars)?,
         env,

@@ -21,6 +21,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use super::case::{Call, Case};
+use super::oned::{self, Oned};
 use super::sshd::Sshd;
 use super::vars::Vars;
 
@@ -38,6 +39,7 @@ pub struct Tree {
 pub struct Sandbox {
     dir: TempDir,
     env: Vec<(String, String)>,
+    _oned: Option<Oned>,
 }
 
 impl Sandbox {
@@ -65,7 +67,16 @@ impl Sandbox {
             write!(file, "\n{text}\n")?;
         }
         library(tree, &root.join("one/lib"))?;
-        let sandbox = Self { env: environment(&root, tree), dir };
+        // Scripts alone ask by the API.
+        let oned = tree.lib.as_ref().map(|_| Oned::start(root.join("oned"))).transpose()?;
+        let mut env = environment(&root, tree);
+        if let Some(oned) = &oned {
+            fs::write(root.join("bin/one_auth"), oned::AUTH)?;
+            env.push(("ONE_AUTH".to_owned(), root.join("bin/one_auth").display().to_string()));
+            env.push(("ONE_XMLRPC".to_owned(), oned.endpoint()));
+            env.push(("RUBYLIB".to_owned(), root.join("one/lib/ruby").display().to_string()));
+        }
+        let sandbox = Self { env, dir, _oned: oned };
         sandbox.oned(case)?;
         if let Some(ssh) = ssh {
             ssh.install(&root.join("bin"), &root.join("home"))?;

@@ -5,6 +5,7 @@
 //! from `HOME`, so drivers are led to the configuration by a wrapper: first on `PATH`, and named by `SSH`, which is
 //! what counts for scripts that put the system's directories before the inherited `PATH`.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -13,6 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+
+use super::mounts::Mounts;
 
 /// What a server is told beyond the usual.
 #[derive(Default)]
@@ -23,24 +26,22 @@ pub struct More<'a> {
     pub client: &'a str,
     /// Lines of the server's configuration; `{dir}` in them is the server's own directory.
     pub server: &'a str,
+    /// The tree that hosts have at its fixed place, see [`super::mounts`].
+    pub tree: Option<&'a Path>,
 }
 
 /// A running server; it is ended when this is dropped.
 pub struct Sshd {
     child: Child,
     dir: tempfile::TempDir,
+    mounts: Option<Mounts>,
 }
 
 impl Sshd {
     /// Makes keys and starts the server on a free port.
     ///
     /// Fails if OpenSSH's server is not installed or does not start within five seconds.
-    pub fn start() -> Result<Self> {
-        Self::start_with(&More::default())
-    }
-
-    /// The same with more in its configuration.
-    pub fn start_with(more: &More<'_>) -> Result<Self> {
+    pub fn start(more: &More<'_>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("kit-sshd-").tempdir()?;
         let at = |name: &str| dir.path().join(name);
         for key in ["host", "client"] {
@@ -59,7 +60,7 @@ impl Sshd {
         let env = more.env.iter().fold(String::new(), |all, (name, value)| all + " " + name + "=" + value);
         let server = format!(
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\n\
-             UsePAM no\nSetEnv ONESTORE_LOCK_DIR={} PATH={}{env}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
+             UsePAM no\nSetEnv ONESTORE_LOCK_DIR={} PATH={}{env}\nPasswordAuthentication no\nSubsystem sftp internal-sftp\nPermitRootLogin prohibit-password\nMaxStartups 100\nPrintMotd no\n",
             name("host"),
             name("authorized"),
             name("locks"),
@@ -83,9 +84,11 @@ impl Sshd {
         wrappers(&at("bin"), &at("config"))?;
         // Wanted by the server whatever its configuration says.
         let _ = fs::create_dir_all("/run/sshd");
+        let mounts = more.tree.map(|tree| Mounts::prepare(dir.path(), &at("config"), tree)).transpose()?;
         // The server must not outlive a kit that was killed.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL"])
+            .args(mounts.as_ref().map_or_else(Vec::new, Mounts::command))
             .arg(program()?)
             .args(["-D", "-e", "-f"])
             .arg(at("sshd_config"))
@@ -94,7 +97,7 @@ impl Sshd {
             .stderr(fs::File::create(at("log"))?)
             .spawn()
             .context("Cannot start sshd")?;
-        let started = Self { child, dir };
+        let started = Self { child, dir, mounts };
         for _ in 0..100 {
             if TcpStream::connect(("127.0.0.1", port)).is_ok() {
                 return Ok(started);
@@ -108,6 +111,11 @@ impl Sshd {
     /// The client's configuration.
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("config")
+    }
+
+    /// What drivers need in front of them to find the hosts by plain `ssh`: nothing without a tree.
+    pub fn before_drivers(&self) -> Vec<OsString> {
+        self.mounts.as_ref().map_or_else(Vec::new, Mounts::command)
     }
 
     /// The server's own directory.

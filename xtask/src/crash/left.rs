@@ -79,7 +79,7 @@ impl Left {
         one.sort();
         // Lock files are below the harness's own places.
         for name in fs::read_dir(root.join("bin/locks")).into_iter().flatten().flatten() {
-            one.push(format!("lock {:?}", name.file_name()));
+            one.push(format!("lock {}", name.file_name().display()));
         }
         one.sort();
         Ok(Self([lines, one].concat().join("\n")))

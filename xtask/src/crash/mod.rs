@@ -9,9 +9,12 @@
 //! 2. The same action succeeds, or says that there is nothing to do any more.
 //! 3. Afterwards the tree is that of an undisturbed run, in names, contents and modes; no process and no mount is left.
 //!
-//! With `--fault` a call fails in the place of the kill ([`fault`], [`faults`]).
+//! With `--fault` a call fails in the place of the kill ([`fault`]), with `--lie` a program answers wrongly ([`lies`]), with
+//! `--cut` the line to a host breaks ([`line`]), with `--hang` storage does not answer ([`hang`]); what has to hold then is
+//! in [`faults`].
 //!
-//! Reading order: [`calls`], [`tracer`], [`same`], [`remote`], [`world`], [`state`], [`left`], [`scenario`], [`fault`], [`faults`], [`report`].
+//! Reading order: [`calls`], [`tracer`], [`same`], [`remote`], [`world`], [`state`], [`left`], [`scenario`], [`fault`], [`faults`],
+//! [`lies`], [`line`], [`hang`], [`report`].
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -30,7 +33,10 @@ use crate::conformance::sshd::{More, Sshd};
 mod calls;
 mod fault;
 mod faults;
+mod hang;
 mod left;
+mod lies;
+mod line;
 mod power;
 mod remote;
 mod report;
@@ -42,8 +48,10 @@ mod tree;
 mod world;
 
 use fault::Fault;
+use lies::{Lie, StandIns};
+use line::Line;
 use report::Row;
-use scenario::Choice;
+use scenario::{By, Choice, With};
 use tracer::Who;
 use world::{Ground, World};
 
@@ -69,6 +77,15 @@ pub struct Args {
     /// Instead of killing, let calls answer this
     #[arg(long, value_enum, conflicts_with = "power")]
     fault: Vec<Fault>,
+    /// Instead of killing, let the programs that are called answer so
+    #[arg(long, value_enum, conflicts_with_all = ["power", "fault"])]
+    lie: Vec<Lie>,
+    /// Instead of killing, break the line to the hosts after so many bytes of this way; 40 draws without --sample
+    #[arg(long, value_enum, conflicts_with_all = ["power", "fault", "lie"])]
+    cut: Vec<line::Way>,
+    /// Instead of killing, let one directory after the other hang
+    #[arg(long, conflicts_with_all = ["power", "fault", "lie", "cut"])]
+    hang: bool,
     /// Kill at this many points of each case, drawn by the seed, instead of at all
     #[arg(long, value_name = "N")]
     sample: Option<usize>,
@@ -100,7 +117,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Leave out scenarios that have a row in the file of --json: an interrupted run goes on
-    #[arg(long, requires = "json", conflicts_with_all = ["fault", "power"])]
+    #[arg(long, requires = "json", conflicts_with_all = ["fault", "power", "lie", "cut", "hang"])]
     go_on: bool,
     /// Run nothing: read rows that were written with --json
     #[arg(long, value_name = "FILE", num_args = 1..)]
@@ -129,6 +146,10 @@ enum Far {
 pub fn hidden() -> Option<Result<ExitCode>> {
     let mut words = std::env::args_os().skip(1);
     let word = words.next()?;
+    if let Some(state) = word.to_str()?.strip_prefix(lies::WORD) {
+        let words: Vec<OsString> = words.collect();
+        return Some(lies::serve(Path::new(state), &words));
+    }
     match word.to_str()? {
         tracer::WORD | tracer::CLOSING => {
             let words: Vec<OsString> = words.collect();
@@ -166,6 +187,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Err(own.env(OWN_MOUNTS, "yes").exec()).context("Cannot run unshare");
     }
     let installed = tree::Installed::new(args.binary.as_deref())?;
+    let stand_ins = if args.lie.is_empty() { None } else { Some(StandIns::mount()?) };
+    let tools = stand_ins.as_ref().map(StandIns::state);
+    if tools.is_some() && args.jobs > 1 {
+        bail!("The tools are everybody's: with --lie there is one job");
+    }
     let done = match &args.json {
         Some(file) if args.go_on && file.exists() => report::read(std::slice::from_ref(file))?,
         _ => Vec::new(),
@@ -175,8 +201,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Mutex::new(all.filter(|(case, who)| !done.iter().any(|row| row.is_of(case, *who))).collect());
     let rows = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            (0..args.jobs.max(1)).map(|_| scope.spawn(|| worker(args, &installed.tree, &queue, &rows))).collect();
+        let workers: Vec<_> = (0..args.jobs.max(1))
+            .map(|_| scope.spawn(|| worker(args, &installed.tree, tools.as_deref(), &queue, &rows)))
+            .collect();
         workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow::anyhow!("A worker panicked"))?)
     })?;
     let rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -229,16 +256,16 @@ fn scenarios(args: &Args) -> Result<Vec<Case>> {
 type Queue<'a> = Mutex<VecDeque<(&'a Case, Who)>>;
 
 /// Takes scenarios until there are none left. One that the harness cannot run has failed.
-fn worker(args: &Args, tree: &Tree, queue: &Queue<'_>, rows: &Mutex<Vec<Row>>) -> Result<()> {
-    let mut servers: Vec<(Who, Sshd)> = Vec::new();
+fn worker(args: &Args, tree: &Tree, tools: Option<&Path>, queue: &Queue<'_>, rows: &Mutex<Vec<Row>>) -> Result<()> {
+    let mut servers: Vec<Server> = Vec::new();
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some((case, who)) = next else { return Ok(()) };
         if who == Who::Remote && !case.needs_bridge() {
             continue;
         }
-        let done = one(args, case, tree, who, &mut servers).unwrap_or_else(|error| {
-            let mut row = Row::new(case, who, args.fault.first().copied());
+        let done = one(args, case, tree, tools, who, &mut servers).unwrap_or_else(|error| {
+            let mut row = Row::new(case, who, ways(args)[0]);
             let wrong = vec![format!("The harness cannot run this: {error:#}")];
             row.failures.push(report::Failure { number: 0, point: String::new(), wrong, stderr: String::new() });
             vec![row]
@@ -252,7 +279,7 @@ fn worker(args: &Args, tree: &Tree, queue: &Queue<'_>, rows: &Mutex<Vec<Row>>) -
                 writeln!(file, "{}", serde_json::to_string(&row)?)?;
             }
             eprintln!(
-                "{:<26} {:<44} {:<11} {:>5} points {:>3} failures {:>6.1} s",
+                "{:<26} {:<44} {:<22} {:>5} points {:>3} failures {:>6.1} s",
                 row.action,
                 row.variant,
                 row.fault.as_deref().unwrap_or_default(),
@@ -267,7 +294,14 @@ fn worker(args: &Args, tree: &Tree, queue: &Queue<'_>, rows: &Mutex<Vec<Row>>) -
 }
 
 /// Every way to disturb one case.
-fn one(args: &Args, case: &Case, tree: &Tree, who: Who, servers: &mut Vec<(Who, Sshd)>) -> Result<Vec<Row>> {
+fn one(
+    args: &Args,
+    case: &Case,
+    tree: &Tree,
+    tools: Option<&Path>,
+    who: Who,
+    servers: &mut Vec<Server>,
+) -> Result<Vec<Row>> {
     if let Some(kind) = args.power {
         let tree = with_agent(args, tree);
         let row = power::replay(
@@ -278,11 +312,16 @@ fn one(args: &Args, case: &Case, tree: &Tree, who: Who, servers: &mut Vec<(Who, 
         return Ok(vec![row?]);
     }
     let kind = if who == Who::Remote { Who::Remote } else { Who::Itself };
-    let wanted = case.needs_bridge() && (args.ssh || kind == Who::Remote);
-    if wanted && !servers.iter().any(|(who, _)| *who == kind) {
-        servers.push((kind, server(args, tree, kind)?));
+    let cut = !args.cut.is_empty();
+    if cut && !case.needs_bridge() {
+        return Ok(Vec::new());
     }
-    let ssh = servers.iter().find(|(who, _)| *who == kind).map(|(_, server)| server).filter(|_| wanted);
+    let wanted = case.needs_bridge() && (args.ssh || cut || kind == Who::Remote);
+    if wanted && !servers.iter().any(|server| server.who == kind) {
+        servers.push(server(args, tree, kind)?);
+    }
+    let server = servers.iter().find(|server| server.who == kind).filter(|_| wanted);
+    let ssh = server.map(|server| &server.sshd);
     let ground = Ground::memory()?;
     let file = ssh.map(|server| server.dir().join("remote.json"));
     if let Some(file) = &file {
@@ -290,12 +329,32 @@ fn one(args: &Args, case: &Case, tree: &Tree, who: Who, servers: &mut Vec<(Who, 
     }
     let tree = if ssh.is_none() { &with_agent(args, tree) } else { tree };
     let mut world = World::new(ground.path(), case, tree, ssh, true)?;
-    let faults = if args.fault.is_empty() { vec![None] } else { args.fault.iter().copied().map(Some).collect() };
-    let ways = faults.into_iter().map(|fault| Choice { who, fault, sample: args.sample, seed: args.seed });
-    scenario::enumerate(&mut world, &ways.collect::<Vec<_>>(), file.as_deref())
+    let choice = |by| Choice { who, by, sample: args.sample, seed: args.seed };
+    let ways: Vec<_> = ways(args).into_iter().map(choice).collect();
+    let line = server.and_then(|server| server.line.as_ref());
+    scenario::enumerate(&mut world, &ways, With { remote: file.as_deref(), tools, line })
 }
 
-fn server(args: &Args, tree: &Tree, who: Who) -> Result<Sshd> {
+/// What is done at the points, one after the other; at least one way.
+fn ways(args: &Args) -> Vec<By> {
+    if args.hang {
+        return vec![By::Hang];
+    }
+    if args.fault.is_empty() && args.lie.is_empty() && args.cut.is_empty() {
+        return vec![By::Kill];
+    }
+    let cuts = args.cut.iter().copied().map(By::Cut);
+    args.fault.iter().copied().map(By::Fault).chain(args.lie.iter().copied().map(By::Lie)).chain(cuts).collect()
+}
+
+/// A real far end.
+struct Server {
+    who: Who,
+    sshd: Sshd,
+    line: Option<Line>,
+}
+
+fn server(args: &Args, tree: &Tree, who: Who) -> Result<Server> {
     let agent = if args.far == Far::Agent { tree.drivers.display().to_string() } else { String::new() };
     let command = match who {
         Who::Remote => {
@@ -307,7 +366,9 @@ fn server(args: &Args, tree: &Tree, who: Who) -> Result<Sshd> {
         }
         _ => String::new(),
     };
-    Sshd::start_with(&More { server: &command, ..More::default() })
+    let sshd = Sshd::start(&More { server: &command, ..More::default() })?;
+    let line = if args.cut.is_empty() { None } else { Some(Line::before(sshd.dir())?) };
+    Ok(Server { who, sshd, line })
 }
 
 /// The tree, with the binary over there where there is only a stand-in for ssh.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::fault::Fault;
+use super::scenario::By;
 use super::tracer::Who;
 use crate::conformance::case::Case;
 
@@ -78,8 +78,11 @@ pub struct Failure {
 
 impl Row {
     /// An empty one.
-    pub fn new(case: &Case, who: Who, fault: Option<Fault>) -> Self {
+    pub fn new(case: &Case, who: Who, by: By) -> Self {
         let who = match who {
+            _ if matches!(by, By::Lie(_)) => "tools",
+            _ if matches!(by, By::Cut(_)) => "line",
+            _ if by == By::Hang => "storage",
             Who::Itself => "self",
             Who::Children => "children",
             Who::Remote => "remote",
@@ -89,7 +92,7 @@ impl Row {
             action: case.action().to_owned(),
             variant: format!("{}/{}", case.file, case.name),
             who: who.to_owned(),
-            fault: fault.map(|fault| fault.name().to_owned()),
+            fault: by.name().map(str::to_owned),
             succeeded: 0,
             partly: 0,
             points: 0,
@@ -107,7 +110,7 @@ impl Row {
 
     /// Whether it is of this scenario.
     pub fn is_of(&self, case: &Case, who: Who) -> bool {
-        let other = Self::new(case, who, None);
+        let other = Self::new(case, who, By::Kill);
         (&self.family, &self.variant, &self.who) == (&other.family, &other.variant, &other.who)
     }
 }
@@ -117,7 +120,7 @@ pub fn text(rows: &[Row]) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "{:<26} {:<44} {:<8} {:<11} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7}",
+        "{:<26} {:<44} {:<8} {:<22} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7}",
         "action",
         "variant",
         "who",
@@ -134,7 +137,7 @@ pub fn text(rows: &[Row]) -> String {
     for row in rows {
         let _ = writeln!(
             text,
-            "{:<26} {:<44} {:<8} {:<11} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7.1}",
+            "{:<26} {:<44} {:<8} {:<22} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7.1}",
             row.action,
             row.variant,
             row.who,

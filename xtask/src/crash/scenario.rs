@@ -11,7 +11,10 @@ use nix::unistd::Pid;
 use super::calls::Call;
 use super::fault::Fault;
 use super::faults::Faults;
+use super::hang;
 use super::left::{Left, Repeated};
+use super::lies::{self, Lie};
+use super::line::{Line, Way};
 use super::remote;
 use super::report::{Failure, Row};
 use super::state::{Reference, State, is_staging};
@@ -23,13 +26,56 @@ use crate::conformance::process::Ran;
 /// What a repeated action may answer when the killed run had done everything but say so.
 const DONE_ALREADY: [&str; 5] = ["does not exist", "exists already", "no layer", "is missing", "No such file"];
 
+/// What is done at a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The process is killed.
+    Kill,
+    /// The call fails.
+    Fault(Fault),
+    /// The program that is called does not answer as it should: the points are programs.
+    Lie(Lie),
+    /// The line to the hosts breaks: the points are bytes.
+    Cut(Way),
+    /// Storage hangs: the points are directories.
+    Hang,
+}
+
+impl By {
+    /// Its name in tables; a kill has none.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Kill => None,
+            Self::Fault(fault) => Some(fault.name()),
+            Self::Lie(lie) => Some(lie.name()),
+            Self::Cut(way) => Some(way.name()),
+            Self::Hang => Some("storage: hangs"),
+        }
+    }
+
+    fn fault(self) -> Option<Fault> {
+        if let Self::Fault(fault) = self { Some(fault) } else { None }
+    }
+}
+
+/// What disturbances need.
+#[derive(Clone, Copy, Default)]
+pub struct With<'a> {
+    /// Where the far end of ssh counts calls.
+    pub remote: Option<&'a Path>,
+    /// Where the tools count themselves.
+    pub tools: Option<&'a Path>,
+    /// The line to the hosts.
+    pub line: Option<&'a Line>,
+}
+
 /// How the points of a scenario are chosen.
 #[derive(Clone, Copy, Debug)]
 pub struct Choice {
     /// Who is disturbed.
     pub who: Who,
-    /// By what, if not by a kill.
-    pub fault: Option<Fault>,
+    /// By what.
+    pub by: By,
     /// How many points, of all; all of them without it.
     pub sample: Option<usize>,
     /// What the sample is drawn by.
@@ -75,29 +121,29 @@ pub struct Disturbed {
     pub stderr: String,
 }
 
-/// Disturbs `world`'s action in each of these ways, at the chosen points. `remote` is where the far end of ssh counts.
+/// Disturbs `world`'s action in each of these ways, at the chosen points, with what `with` has for it.
 ///
 /// # Errors
 /// The action does not do undisturbed what its case says, or the harness itself fails.
-pub fn enumerate(world: &mut World<'_>, ways: &[Choice], remote: Option<&Path>) -> Result<Vec<Row>> {
+pub fn enumerate(world: &mut World<'_>, ways: &[Choice], with: With<'_>) -> Result<Vec<Row>> {
     let Some(reference) = reference(world)? else {
         return Ok(Vec::new());
     };
-    let rows = ways.iter().map(|choice| one_way(world, *choice, &reference, remote)).collect();
+    let rows = ways.iter().map(|choice| one_way(world, *choice, &reference, with)).collect();
     world.restore()?;
     rows
 }
 
-fn one_way(world: &World<'_>, choice: Choice, reference: &Reference, remote: Option<&Path>) -> Result<Row> {
+fn one_way(world: &World<'_>, choice: Choice, reference: &Reference, with: With<'_>) -> Result<Row> {
     let begin = Instant::now();
-    let mut row = Row::new(world.case, choice.who, choice.fault);
-    let whole = disturb(world, choice, 0, remote)?;
+    let mut row = Row::new(world.case, choice.who, choice.by);
+    let whole = disturb(world, choice, 0, with)?;
     row.points = whole.count + whole.trace.same;
     row.same = whole.trace.same;
     let mut repeated = Repeated::default();
-    let faults = choice.fault.map(|fault| Faults::new(fault, choice.who, reference, &whole));
+    let faults = (choice.by != By::Kill).then(|| Faults::new(choice.by, choice.who, reference, &whole));
     // Runs differ a little: threads, and how full pipes are. So it goes on until a run ends undisturbed.
-    let chosen = chosen(whole.count, choice);
+    let chosen = chosen(whole.count, Choice { sample: choice.sample.or_else(|| by_lot(choice.by)), ..choice });
     let mut next = 1;
     loop {
         let number = match &chosen {
@@ -109,7 +155,7 @@ fn one_way(world: &World<'_>, choice: Choice, reference: &Reference, remote: Opt
             None => next,
         };
         next += 1;
-        let run = disturb(world, choice, number, remote)?;
+        let run = disturb(world, choice, number, with)?;
         if run.at.is_some() {
             row.killed += 1;
         }
@@ -134,6 +180,11 @@ fn one_way(world: &World<'_>, choice: Choice, reference: &Reference, remote: Opt
     Ok(row)
 }
 
+/// Where nobody says how many: nobody wants every byte of a conversation.
+fn by_lot(by: By) -> Option<usize> {
+    matches!(by, By::Cut(_)).then_some(40)
+}
+
 /// The sample, in order.
 fn chosen(count: usize, choice: Choice) -> Option<Vec<usize>> {
     let wanted = choice.sample.filter(|wanted| *wanted < count)?;
@@ -150,7 +201,7 @@ fn chosen(count: usize, choice: Choice) -> Option<Vec<usize>> {
 
 /// Leaves `count` of them, drawn by the seed.
 pub fn draw<T>(all: &mut Vec<T>, count: usize, seed: u64) {
-    let choice = Choice { who: Who::Itself, fault: None, sample: Some(count), seed };
+    let choice = Choice { who: Who::Itself, by: By::Kill, sample: Some(count), seed };
     if let Some(numbers) = chosen(all.len(), choice) {
         let mut number = 0;
         all.retain(|_| {
@@ -205,11 +256,18 @@ pub fn reply(stdout: &[u8]) -> String {
     String::from_utf8_lossy(stdout).split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-fn disturb(world: &World<'_>, choice: Choice, number: usize, remote: Option<&Path>) -> Result<Disturbed> {
+fn disturb(world: &World<'_>, choice: Choice, number: usize, with: With<'_>) -> Result<Disturbed> {
     world.restore()?;
-    let Choice { who, fault, .. } = choice;
-    if who == Who::Remote {
-        return disturb_remote(world, fault, number, remote.context("No remote side")?);
+    let who = choice.who;
+    let fault = choice.by.fault();
+    match choice.by {
+        By::Lie(lie) => return disturb_tools(world, lie, number, with.tools.context("No tools")?),
+        By::Cut(way) => return disturb_line(world, way, number, with.line.context("No line")?),
+        By::Hang => return hang::disturb(world, number),
+        _ if who == Who::Remote => {
+            return disturb_remote(world, fault, number, with.remote.context("No remote side")?);
+        }
+        By::Kill | By::Fault(_) => {}
     }
     let mut plan = At { number, count: 0, who, fault };
     let (mut child, input) = world.start_traced(fault.is_some())?;
@@ -234,8 +292,31 @@ fn disturb_remote(world: &World<'_>, fault: Option<Fault>, number: usize, file: 
     let left = world.processes_left();
     let state = remote::State::load(file)?;
     remote::State::default().save(file)?;
+    Ok(untraced(&ran, left, state.disturbed, state.count))
+}
+
+fn disturb_tools(world: &World<'_>, lie: Lie, number: usize, file: &Path) -> Result<Disturbed> {
+    lies::State { at: number, lie: Some(lie), ..lies::State::default() }.save(file)?;
+    let ran = world.run(world.call(), None)?;
+    let left = world.processes_left();
+    let state = lies::State::load(file)?;
+    lies::State::default().save(file)?;
+    Ok(untraced(&ran, left, state.disturbed, state.count))
+}
+
+fn disturb_line(world: &World<'_>, way: Way, number: usize, line: &Line) -> Result<Disturbed> {
+    line.begin((number > 0).then_some((way, number)));
+    let ran = world.run(world.call(), None)?;
+    let left = world.processes_left();
+    let count = line.bytes(way);
+    line.begin(None);
+    let at = (number > 0 && count >= number).then(|| format!("byte {number}"));
+    Ok(untraced(&ran, left, at, count))
+}
+
+fn untraced(ran: &Ran, left: Vec<String>, at: Option<String>, count: usize) -> Disturbed {
     let lingering = if ran.left_running { vec!["its process group".to_owned()] } else { Vec::new() };
-    Ok(Disturbed {
+    Disturbed {
         trace: Trace {
             status: ran.rc(),
             too_long: ran.too_long,
@@ -243,11 +324,11 @@ fn disturb_remote(world: &World<'_>, fault: Option<Fault>, number: usize, file: 
             disturbed: None,
             same: 0,
         },
-        at: state.disturbed,
-        count: state.count,
+        at,
+        count,
         stdout: String::from_utf8_lossy(&ran.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&ran.stderr).into_owned(),
-    })
+    }
 }
 
 fn drain(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {

@@ -347,9 +347,16 @@ fn group(thread: Pid) -> Result<Pid> {
 }
 
 fn watch(shared: &Mutex<Shared>) {
+    let mut before = Instant::now();
     loop {
         {
             let mut shared = lock(shared);
+            // Somebody stopped all of us for a while: that time is nobody's.
+            let stopped = before.elapsed();
+            if stopped > Duration::from_secs(5) {
+                shared.until = shared.until.map(|until| until + stopped);
+            }
+            before = Instant::now();
             if shared.over {
                 return;
             }

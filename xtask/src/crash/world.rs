@@ -173,6 +173,14 @@ impl<'a> World<'a> {
     /// # Errors
     /// It cannot be started.
     pub fn run(&self, call: &Call, wrapper: Option<&[String]>) -> Result<Ran> {
+        self.run_with(call, wrapper, &[])
+    }
+
+    /// The same with more in the environment.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run_with(&self, call: &Call, wrapper: Option<&[String]>, more: &[(String, String)]) -> Result<Ran> {
         let entry = self.sandbox.entry(call);
         let mut argv = payload::argv(call, &self.vars)?;
         let mut program = entry.clone();
@@ -181,9 +189,10 @@ impl<'a> World<'a> {
             argv = [rest, &[entry.display().to_string()], &argv].concat();
         }
         process::run(Run {
+            before: Vec::new(),
             program: &program,
             argv: &argv,
-            env: self.env(call)?,
+            env: [self.env(call)?, more.to_vec()].concat(),
             cwd: &self.root().join("one/var"),
             stdin: payload::stdin(call, &self.vars)?,
             limit: Duration::from_secs(90),

@@ -64,7 +64,7 @@ struct Cut {
 /// The action does not do undisturbed what its case says, or the harness itself fails.
 pub fn replay(case: &Case, tree: &Tree, choice: Choice) -> Result<Row> {
     let begin = Instant::now();
-    let mut row = Row::new(case, super::tracer::Who::Itself, None);
+    let mut row = Row::new(case, super::tracer::Who::Itself, super::scenario::By::Kill);
     let who = match choice.kind {
         Kind::Ext4 => "power, ext4",
         Kind::Ext2 => "power, no journal",
