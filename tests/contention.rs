@@ -6,7 +6,7 @@
 //! was refused asked for less; a disk that snapshots were made of shows what it showed, or what the snapshot holds that
 //! it was set back to.
 //!
-//! `ONESTORE_CONTENTION=N` plays N rounds instead of 1.
+//! `ONESTORE_CONTENTION=N` plays N rounds instead of 1, `ONESTORE_BIN=…` with another build of the binary.
 
 #![allow(clippy::unwrap_used)] // The lint's exception for tests does not reach their helpers.
 
@@ -159,7 +159,7 @@ fn virtual_size(path: &Path) -> u64 {
     info["virtual-size"].as_u64().unwrap()
 }
 
-/// What the round begins with.
+/// What every round begins with.
 struct Start {
     /// What the disk with snapshots shows, and what snapshot 0 holds.
     now: Vec<u8>,
@@ -167,8 +167,8 @@ struct Start {
     image: Vec<u8>,
 }
 
+/// Lays out the beginning of all rounds, once: what is new is put back by [`Ground::reset`].
 fn prepare(ground: &Ground) -> Start {
-    ground.reset();
     for n in 0..9 {
         fs::write(ground.path(&format!("users/new{n}")), content(n)).unwrap();
     }
@@ -179,6 +179,7 @@ fn prepare(ground: &Ground) -> Start {
     write(&ground.path("ds/103/7/disk.0.snap/0"), "write -q -P 2 64k 64k");
     let then = guest(ground, &ground.path("ds/103/7/disk.0.snap/0"));
     write(&ground.path("ds/103/7/disk.0.snap/1"), "write -q -P 3 0 32k");
+    ground.settle();
     Start { now: guest(ground, &ground.path("ds/103/7/disk.0")), then, image: guest(ground, &ground.path("ds/1/abc")) }
 }
 
@@ -192,8 +193,8 @@ fn run(ground: &Ground, act: &Act) -> Output {
 }
 
 /// Plays a round; gives how many of each kind succeeded, of how many.
-fn round(ground: &Arc<Ground>, number: u64) -> BTreeMap<String, (u32, u32)> {
-    let start = prepare(ground);
+fn round(ground: &Arc<Ground>, start: &Start, number: u64) -> BTreeMap<String, (u32, u32)> {
+    ground.reset();
     let acts = acts(number);
     let barrier = Arc::new(Barrier::new(acts.len()));
     let threads: Vec<_> = acts
@@ -208,7 +209,7 @@ fn round(ground: &Arc<Ground>, number: u64) -> BTreeMap<String, (u32, u32)> {
         })
         .collect();
     let done: Vec<(Act, Output)> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-    judge(ground, &start, &done, number);
+    judge(ground, start, &done, number);
     let mut counts = BTreeMap::new();
     for (act, ran) in &done {
         let count: &mut (u32, u32) = counts.entry(act.name()).or_default();
@@ -380,13 +381,17 @@ fn sixty_four_at_once_come_to_what_some_order_of_them_comes_to() {
     let rounds = std::env::var("ONESTORE_CONTENTION").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let ground = Arc::new(Ground::new());
     ground.with_agent();
+    let start = prepare(&ground);
     let before = descriptors();
     let mut all: BTreeMap<String, (u32, u32)> = BTreeMap::new();
     for number in 0..rounds {
-        for (name, (won, of)) in round(&ground, number) {
+        let begin = Instant::now();
+        for (name, (won, of)) in round(&ground, &start, number) {
             let count = all.entry(name).or_default();
             *count = (count.0 + won, count.1 + of);
         }
+        // A long run that is broken off is counted as far as it came.
+        println!("round {} of {rounds}: {:.1} s", number + 1, begin.elapsed().as_secs_f64());
     }
     assert!(descriptors() <= before, "of the test itself");
     println!("{rounds} rounds of 64 actions: {all:?}");

@@ -2,8 +2,8 @@
 //! honest one does; and links where there should be none. The real binary runs them, with traps around: nothing is
 //! executed, nothing of somebody else's is read, changed or removed.
 //!
-//! `ONESTORE_HOSTILE=N` tries N instead of 160, `ONESTORE_HOSTILE_SEED=S` others. With hosts behind a real sshd:
-//! `cargo test --test hostile_strings -- --ignored`.
+//! `ONESTORE_HOSTILE=N` tries N instead of 160, `ONESTORE_HOSTILE_SEED=S` others, `ONESTORE_BIN=…` with another build of
+//! the binary. With hosts behind a real sshd: `cargo test --test hostile_strings -- --ignored`.
 
 #![allow(clippy::unwrap_used)] // The lint's exception for tests does not reach their helpers.
 
@@ -28,36 +28,18 @@ use onestore::driver::{DRIVERS, Serve};
 mod ground;
 #[path = "hostile/leaves.rs"]
 mod leaves;
+#[path = "common/noise.rs"]
+mod noise;
 #[path = "lab/sshd.rs"]
 #[allow(dead_code)]
 mod sshd;
 
 use ground::{CANARY, Ground};
 use leaves::{Leaf, leaves};
+use noise::Noise;
 
 /// Longest that an action may take, however busy the machine is.
 const PATIENCE: Duration = Duration::from_secs(240);
-
-/// Pseudo-random numbers (`SplitMix64`, Steele 2014), the same in every run.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).unwrap()
-    }
-
-    fn one_of<'a, T>(&mut self, list: &'a [T]) -> &'a T {
-        &list[self.below(list.len())]
-    }
-}
 
 /// What no honest value holds. Those that lead outside come last.
 fn strings(ground: &Ground) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
@@ -392,10 +374,12 @@ fn drive(make: impl Fn(usize) -> Ground + Sync, default: u64) {
     let wanted = usize::try_from(number("ONESTORE_HOSTILE", default)).unwrap();
     let seed = number("ONESTORE_HOSTILE_SEED", 1);
     let next = AtomicUsize::new(0);
+    let done = AtomicUsize::new(0);
     let wrongs: Mutex<Vec<String>> = Mutex::default();
+    let begin = Instant::now();
     std::thread::scope(|scope| {
         for worker in 0..2 {
-            let (make, next, wrongs) = (&make, &next, &wrongs);
+            let (make, next, done, wrongs) = (&make, &next, &done, &wrongs);
             scope.spawn(move || {
                 let ground = make(worker);
                 let payloads = recorded(&ground);
@@ -408,11 +392,18 @@ fn drive(make: impl Fn(usize) -> Ground + Sync, default: u64) {
                     let before = ground.others();
                     let this = pick(n, seed, &ground, &payloads);
                     if let Some(why) = wrong(&ground, &this, &before) {
+                        println!("WRONG {}: {why}", this.about);
                         wrongs.lock().unwrap().push(format!("{}: {why}", this.about));
                         let _ = fs::remove_file(ground.path("executed"));
                         for (place, _) in PLANTS.iter().filter(|(place, _)| place.starts_with("users")) {
                             fs::write(ground.path(place), vec![7; 64 << 10]).unwrap();
                         }
+                    }
+                    // A long run that is broken off is counted as far as it came.
+                    let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+                    if done.is_multiple_of(100) {
+                        let wrong = wrongs.lock().unwrap().len();
+                        println!("{done} of {wanted}, {wrong} wrong, {:.0} s", begin.elapsed().as_secs_f64());
                     }
                 }
             });

@@ -8,6 +8,8 @@
 #[path = "inspect/hostile.rs"]
 #[allow(dead_code)]
 mod hostile;
+#[path = "common/noise.rs"]
+mod noise;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,32 +19,12 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use noise::Noise;
 use onestore::image::{Format, Inspection, Prefix, inspect};
 use serde_json::Value;
 
 /// Headers that are changed where nobody asks for more.
 const MUTATIONS: usize = 2400;
-
-/// Pseudo-random numbers (`SplitMix64`, Steele 2014), the same in every run.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).unwrap()
-    }
-
-    fn one_of<'a, T>(&mut self, list: &'a [T]) -> &'a T {
-        &list[self.below(list.len())]
-    }
-}
 
 /// An image as qemu-img makes it, in a file.
 struct Seed {

@@ -484,7 +484,9 @@ fn value(op: &Op, payload: &[u8]) -> Option<Value> {
         let text = std::str::from_utf8(text).ok()?;
         return match op {
             Op::Stat { .. } => stat(text).map(Value::Stat),
-            _ => text.parse().ok().map(Value::Number),
+            Op::TreeSize { .. } | Op::Receive { .. } => text.parse().ok().map(Value::Number),
+            // A number is no answer to what asks for bytes or names.
+            _ => None,
         };
     }
     let bytes = BASE64.decode(payload).ok()?;

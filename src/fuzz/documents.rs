@@ -34,8 +34,15 @@ pub fn payload(data: &[u8]) {
                 "Base64 is the same document"
             );
         }
-        let _ = (parse::<Vm>(&xml), parse::<Image>(&xml), parse::<Datastore>(&xml));
-        let _ = (parse::<Host>(&xml), parse::<HostPool>(&xml), parse::<DatastorePool>(&xml));
+        // One of the others: all take any root, and reading is what costs.
+        let _ = match xml.len() % 6 {
+            0 => parse::<Vm>(&xml).is_ok(),
+            1 => parse::<Image>(&xml).is_ok(),
+            2 => parse::<Datastore>(&xml).is_ok(),
+            3 => parse::<Host>(&xml).is_ok(),
+            4 => parse::<HostPool>(&xml).is_ok(),
+            _ => parse::<DatastorePool>(&xml).is_ok(),
+        };
         if let Ok(action) = parse::<ActionData>(&xml) {
             let again: ActionData = parse(&xml).expect("it was read before");
             assert_eq!(action, again);

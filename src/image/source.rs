@@ -195,6 +195,9 @@ impl<'a> Window<'a> {
     /// Up to `len` bytes at `offset`: fewer where the image, or the part at hand, ends.
     pub(super) fn up_to(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, Miss> {
         self.left = self.left.checked_sub(len).ok_or(Miss::Budget)?;
+        // Room for what can come; most headers are shorter than what is asked for.
+        let rest = self.source.len().map_or(u64::MAX, |total| total.saturating_sub(offset));
+        let len = usize::try_from(rest).map_or(len, |rest| len.min(rest));
         let mut bytes = vec![0; len];
         let mut filled = 0;
         while filled < len {
@@ -207,6 +210,14 @@ impl<'a> Window<'a> {
         }
         bytes.truncate(filled);
         Ok(bytes)
+    }
+
+    /// Up to `len` bytes at `offset`: fewer only where the image ends, not where the part at hand does.
+    pub(super) fn all_up_to(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, Miss> {
+        let bytes = self.up_to(offset, len)?;
+        let wanted = offset.saturating_add(len as u64);
+        let end = self.source.len().map_or(wanted, |total| total.min(wanted));
+        if offset.saturating_add(bytes.len() as u64) < end { Err(Miss::NotHere(end)) } else { Ok(bytes) }
     }
 
     /// Exactly `len` bytes at `offset`.

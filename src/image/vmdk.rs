@@ -5,6 +5,8 @@
 //! second header at the end of the file, and it looks for a parent in the sectors after the first whatever the header
 //! says of the descriptor's place.
 
+use std::borrow::Cow;
+
 use super::source::{Fields, Miss, Window};
 use super::verdict::{Findings, Format, RefKind};
 
@@ -25,6 +27,10 @@ pub(super) fn is_vmdk(start: &[u8]) -> bool {
     }
     if start.get(..21).is_some_and(|first| first.eq_ignore_ascii_case(b"# Disk DescriptorFile")) {
         return true;
+    }
+    // No line has to be looked for where none of these begins; most disks begin with something else, or with nothing.
+    if !matches!(start.trim_ascii_start().first(), Some(b'#' | b'v' | b'V')) {
+        return false;
     }
     // Comments and blank lines, then `version=1`. Ours is laxer than the probe: more is refused, not less.
     for line in start.split(|&byte| byte == b'\n').take(1000) {
@@ -128,7 +134,7 @@ fn footer(window: &mut Window<'_>, first: &Fields, out: &mut Findings) -> Result
 /// The embedded descriptor, at the place that the header names and at the one where readers look for a parent.
 fn descriptor(window: &mut Window<'_>, fields: &Fields, out: &mut Findings) -> Result<(), Miss> {
     let (at, len) = (fields.le64(28).saturating_mul(512), fields.le64(36).saturating_mul(512));
-    let fixed = window.up_to(PARENT_AT, PARENT_LEN)?;
+    let fixed = window.all_up_to(PARENT_AT, PARENT_LEN)?;
     if at == 0 || len == 0 {
         out.refuse("it has no descriptor of its own: it is a part of a VMDK of several files");
     } else if len > MAX_DESCRIPTOR {
@@ -136,11 +142,8 @@ fn descriptor(window: &mut Window<'_>, fields: &Fields, out: &mut Findings) -> R
     } else {
         // The last sectors may be cut off where nothing follows.
         let most = usize::try_from(len).unwrap_or(0);
-        let bytes = window.up_to(at, most)?;
-        if bytes.len() < most && window.len().is_none_or(|total| at.saturating_add(len) <= total) {
-            return Err(Miss::NotHere(at.saturating_add(len)));
-        }
-        let descriptor = Descriptor::parse(text(&bytes));
+        let bytes = window.all_up_to(at, most)?;
+        let descriptor = Descriptor::parse(&text(&bytes));
         out.seen.variant.clone_from(&descriptor.create_type);
         let kind = descriptor.create_type.as_deref().unwrap_or("");
         if !["monolithicSparse", "streamOptimized"].iter().any(|single| single.eq_ignore_ascii_case(kind)) {
@@ -154,7 +157,7 @@ fn descriptor(window: &mut Window<'_>, fields: &Fields, out: &mut Findings) -> R
         }
     }
     if at != PARENT_AT {
-        Descriptor::parse(text(&fixed)).report(out, false);
+        Descriptor::parse(&text(&fixed)).report(out, false);
     }
     // Whatever our parser makes of the lines: readers search for the words.
     let hint = b"parentFileNameHint";
@@ -164,13 +167,10 @@ fn descriptor(window: &mut Window<'_>, fields: &Fields, out: &mut Findings) -> R
     Ok(())
 }
 
-/// The text up to the first NUL; what is no UTF-8 ends it too, and leaves too few extents to pass.
-fn text(bytes: &[u8]) -> &str {
+/// The text up to the first NUL. Names may be in another encoding than UTF-8; what follows them counts all the same.
+fn text(bytes: &[u8]) -> Cow<'_, str> {
     let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
-    match std::str::from_utf8(&bytes[..end]) {
-        Ok(text) => text,
-        Err(error) => std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
-    }
+    String::from_utf8_lossy(&bytes[..end])
 }
 
 struct Extent {

@@ -16,6 +16,11 @@ pub const CANARY: &str = "C4N4RY-0f-s0meb0dy-else";
 /// What follows `--`, the host, is a command line for a shell.
 const SSH: &str = "#!/bin/sh\nwhile [ $# -gt 0 ] && [ \"$1\" != -- ]; do shift; done\n[ $# -ge 3 ] || exit 1\nshift 2\nexec sh -c \"$1\"\n";
 
+/// What is judged: the binary of this build, or `ONESTORE_BIN`, an optimised one for long runs.
+fn binary() -> PathBuf {
+    std::env::var_os("ONESTORE_BIN").map_or_else(|| env!("CARGO_BIN_EXE_onestore").into(), PathBuf::from)
+}
+
 /// The cloud.
 pub struct Ground {
     root: tempfile::TempDir,
@@ -92,8 +97,8 @@ impl Ground {
     /// Puts this binary where a host has it, so that scripts run in process there.
     pub fn with_agent(&self) {
         fs::create_dir_all(self.path("remotes/onestore")).expect("a folder");
-        let (built, here) = (env!("CARGO_BIN_EXE_onestore"), self.path("remotes/onestore/onestore"));
-        fs::hard_link(built, &here).or_else(|_| symlink(built, &here)).expect("the binary");
+        let (built, here) = (binary(), self.path("remotes/onestore/onestore"));
+        fs::hard_link(&built, &here).or_else(|_| symlink(&built, &here)).expect("the binary");
     }
 
     /// Makes the datastores and the VM as they were in the beginning.
@@ -104,6 +109,12 @@ impl Ground {
         fs::create_dir(self.path("tmp")).expect("a folder");
         copy_tree(&self.path("seed"), &self.path("ds"));
         fs::write(self.path("oned/vm/7.xml"), self.vm()).expect("the VM");
+    }
+
+    /// What is there now is what the datastores begin with from now on.
+    pub fn settle(&self) {
+        fs::remove_dir_all(self.path("seed")).expect("the old beginning");
+        copy_tree(&self.path("ds"), &self.path("seed"));
     }
 
     /// VM 7 as oned knows it.
@@ -135,7 +146,7 @@ impl Ground {
 
     /// A call of the binary with these words, not started. Nothing of this process's environment is handed on.
     pub fn command<W: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = W>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_onestore"));
+        let mut command = Command::new(binary());
         command.args(words).env_clear().current_dir(self.path("tmp"));
         command.env("ONESTORE_ONED", format!("dir:{}", self.text("oned"))).env("ONE_LOCATION", self.path("one"));
         command.env("SSH", &self.ssh).env("ONESTORE_SSH", "openssh").env("HOME", self.path("home"));

@@ -1,6 +1,7 @@
 //! A host that keeps images, for tests of what may go wrong with them: a cloud of [`super::tm_faults`] whose image
 //! datastore has a cache in `cache`.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Output;
@@ -29,11 +30,13 @@ pub fn cloud(mib: u32) -> Cloud {
     let mut disks = String::new();
     for (number, image, name) in [(1, 4, "def"), (2, 3, "abc")] {
         let path = cloud.image(&format!("ds/1/{name}"), mib);
-        disks += &format!(
+        write!(
+            disks,
             "<DISK><DISK_ID>{number}</DISK_ID><IMAGE_ID>{image}</IMAGE_ID><DATASTORE_ID>1</DATASTORE_ID><FORMAT>raw</FORMAT>\
              <CLONE>YES</CLONE><SOURCE>{}</SOURCE></DISK>",
             path.display()
-        );
+        )
+        .expect("writes");
         let xml = format!("<IMAGE><ID>{image}</ID><PERSISTENT>0</PERSISTENT><MODTIME>{MODTIME}</MODTIME></IMAGE>");
         fs::write(cloud.path(&format!("oned/image/{image}.xml")), xml).expect("the image");
     }

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     if let Some(rest) = words.strip_prefix(&[std::ffi::OsString::from(bench::floor::VERB)]) {
         return bench::floor::run(rest).map_or_else(failed, |()| ExitCode::SUCCESS);
     }
-    if let Some(result) = crash::hidden() {
+    if let Some(result) = fuzz::hidden().or_else(crash::hidden) {
         return result.unwrap_or_else(failed);
     }
     let result = match Cli::parse().chore {

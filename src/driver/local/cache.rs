@@ -88,6 +88,9 @@ struct Seen {
     used: u64,
     /// Images by name, with their sizes. What neither we nor upstream have put there is none.
     images: Vec<(String, u64)>,
+    /// What runs have left that are dead, and the bytes that it occupies.
+    dead: Vec<PathBuf>,
+    dead_bytes: u64,
     staging: Value,
 }
 
@@ -145,6 +148,12 @@ impl Cache {
             cx.info(format!("{} does not fit into the cache of {}", wanted.path.display(), host.name()));
             return Ok(None);
         };
+        if !seen.dead.is_empty() && wanted.size > seen.space.free_mib << 20 {
+            // Also what could be gone on with: it is in the way now.
+            let remove = |path: &PathBuf| Op::Remove { path: path.clone(), tree: true, must_exist: false };
+            let what = "Make room in the cache: what runs have left that are dead goes";
+            cx.apply(Step::new(host, what, seen.dead.iter().map(remove)))?;
+        }
         for name in &evicted {
             self.evict(cx, host, name)?;
         }
@@ -214,6 +223,12 @@ impl Cache {
             space: *space,
             used: nodes.iter().filter(|node| !is_dead(node)).map(|node| node.size).fold(0, u64::saturating_add),
             images: images.collect(),
+            dead: nodes.iter().filter(|node| is_dead(node)).map(|node| self.path.join(&node.path)).collect(),
+            dead_bytes: nodes
+                .iter()
+                .filter(|node| is_dead(node))
+                .map(|node| node.allocated)
+                .fold(0, u64::saturating_add),
             staging: staging.clone(),
         })
     }
@@ -223,7 +238,9 @@ impl Cache {
         let limit = (seen.space.total_mib << 20) / 100 * self.percent;
         // What is there of the image itself is replaced.
         let own = seen.images.iter().find(|(name, _)| name == wanted.name).map_or(0, |(_, size)| *size);
-        let free = limit.saturating_sub(seen.used.saturating_sub(own)).min(seen.space.free_mib << 20);
+        let free = limit
+            .saturating_sub(seen.used.saturating_sub(own))
+            .min((seen.space.free_mib << 20).saturating_add(seen.dead_bytes));
         if wanted.size > limit {
             return Ok(None);
         }
@@ -262,7 +279,6 @@ impl Cache {
         let failure = format!("Cannot cache {} on {}", path.display(), host.name());
         let folder = Folder::of(host, &self.path, &seen.staging)?;
         let staged = folder.staging(wanted.name);
-        let remove = Op::Remove { path: staged.clone(), tree: false, must_exist: false };
         let fetched = (|| -> Result<Option<Stat>> {
             cx.apply(folder.prepared_step("Make the cache ready", folder.prepare()).or_say(&failure))?;
             let load = Load { from: path.to_owned(), to: staged.clone() };
@@ -270,7 +286,7 @@ impl Cache {
             let content = Secret::new(Metadata::now(&wanted.modtime).to_string());
             let mut ops = vec![
                 self.lock(wanted.name, LOCK_WAIT),
-                Op::Rename { from: staged, to: self.file(wanted.name) },
+                Op::Rename { from: staged.clone(), to: self.file(wanted.name) },
                 Op::Write { path: self.metadata(wanted.name), content, mode: 0o644 },
                 Op::Stat { path: self.file(wanted.name), follow: false },
             ];
@@ -283,7 +299,12 @@ impl Cache {
             Ok(stat) => stat,
             Err(error) => {
                 // The action may go on without the cache: then nothing else would clear this away.
-                let ops = [remove].into_iter().chain(folder.leave());
+                let names = cx.ask(host, Folder::question(&self.path)).ok();
+                let names = if let Some(Value::Names(names)) = names { names } else { Vec::new() };
+                let mine = names.into_iter().filter(|name| staging::owner_of(name).as_ref() == Some(folder.owner()));
+                let mine = mine.map(|name| staging::dir(&self.path).join(name));
+                let remove = |path| Op::Remove { path, tree: false, must_exist: false };
+                let ops: Vec<Op> = mine.chain([staged]).map(remove).chain(folder.leave()).collect();
                 cx.apply(Step::new(host, "Clear away what there is of it", ops).best_effort()).ok();
                 return Err(error);
             }
@@ -321,9 +342,9 @@ impl Cache {
         let path = self.metadata(wanted.name);
         let content = Secret::new(Metadata::now(&wanted.modtime).to_string());
         let write = Op::Write { path: path.clone(), content, mode: 0o644 };
-        let look = Op::Stat { path: self.file(wanted.name), follow: false };
+        let question = Op::Stat { path: self.file(wanted.name), follow: false };
         let what = "Note that the cached image was used";
-        let values = cx.apply(Step::new(host, what, [lock.clone(), write, look]))?;
+        let values = cx.apply(Step::new(host, what, [lock.clone(), write, question]))?;
         let now = values.get(2).and_then(Value::stat);
         if now.is_none_or(|now| (now.dev, now.ino) != (cached.stat.dev, cached.stat.ino)) {
             // Another one came in between: this is not known of it.

@@ -137,6 +137,17 @@ fn a_cancel_leaves_what_the_next_journey_goes_on_with() {
 }
 
 #[test]
+fn a_copy_is_for_nobody_whom_the_original_was_not_for() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    build(&from, &[Piece::Data(1, 9)]);
+    fs::set_permissions(&from, fs::Permissions::from_mode(0o400)).expect("a mode");
+    arrived(go(&one(dir.path(), Sparse::Holes), &control()).expect("runs"));
+    assert_eq!(fs::metadata(&to).expect("there").permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
 fn what_is_no_file_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     fs::create_dir(dir.path().join("from")).expect("makes");

@@ -228,6 +228,20 @@ fn what_upstream_leaves_is_understood() {
 }
 
 #[test]
+fn a_relative_name_of_the_image_is_made_whole_where_it_is_handed_up() {
+    let mut world = three();
+    let folder = world.names.folder();
+    world.put(folder.join("0"), overlay("../../../1/image"));
+    assert_eq!(world.chain().findings().count(), 0);
+    // The child may be the current file, which QEMU opens as `disk.0`, two folders higher.
+    let plan = world.chain().delete(0).expect("fine");
+    let image = PathBuf::from("/ds/1/image");
+    assert!(matches!(&plan.steps[0].step, Step::Rebase { onto: Some((name, _)), copy: true, .. } if *name == image));
+    world.run(&plan);
+    assert_eq!(world.chain().findings().count(), 0);
+}
+
+#[test]
 fn a_disk_that_was_moved_is_named_and_put_right() {
     let mut world = three();
     let folder = world.names.folder();

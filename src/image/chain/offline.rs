@@ -373,8 +373,15 @@ impl Chain {
     pub(super) fn named_below(&self, data: &Node) -> Option<(PathBuf, String)> {
         match self.below(data) {
             Below::Node(below) => Some((self.backing_name(&below), self.format(&below).to_owned())),
-            // A relative name means the same for every file of the folder.
-            Below::Outside(backing) => Some((backing.name.into(), backing.format.unwrap_or_else(|| "raw".to_owned()))),
+            Below::Outside(backing) => {
+                let from = match data {
+                    Node::Origin => self.names.origin.parent().unwrap_or(Path::new("/")),
+                    Node::Layer(_) => &self.folder,
+                };
+                // Whole: QEMU opens the current file by the disk's link, and takes a relative name from there.
+                let name = normalize(&from.join(&backing.name));
+                Some((name, backing.format.unwrap_or_else(|| "raw".to_owned())))
+            }
             Below::Nothing | Below::Broken => None,
         }
     }

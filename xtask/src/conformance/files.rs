@@ -173,10 +173,10 @@ fn data(after: &After, vars: &Vars, before: &Snapshot, path: &Path) -> Result<()
     {
         bail!("{shown} has {allocated} bytes allocated, less than {least}");
     }
-    if let Some(most) = &after.allocated_max {
-        if allocated > bytes(most)? {
-            bail!("{shown} has {allocated} bytes allocated, more than {most}");
-        }
+    if let Some(most) = &after.allocated_max
+        && allocated > bytes(most)?
+    {
+        bail!("{shown} has {allocated} bytes allocated, more than {most}");
     }
     if let Some(other) = &after.same_as {
         let other = clean(&vars.text(other)?);

@@ -65,8 +65,12 @@ impl<'a> Faults<'a> {
         let differences = self.reference.differences(&root, &named, &drawn);
         if run.trace.status == 0 {
             row.succeeded += 1;
-            // What only serves the next action is not worth a failure, but a word.
-            let told = run.stderr.contains("WARN: ") && differences.iter().all(|text| is_staged(text));
+            // What only had to be cleared away is not worth a failure, but a word.
+            let was_there = |text: &str| {
+                text.strip_prefix("stray: ").is_some_and(|name| self.reference.before.paths.contains_key(name))
+            };
+            let told =
+                run.stderr.contains("WARN: ") && differences.iter().all(|text| is_staged(text) || was_there(text));
             row.swept_later += usize::from(told && !differences.is_empty());
             let differences = if told { Vec::new() } else { differences };
             wrong.extend(differences.into_iter().map(|text| format!("said success, but {text}")));
@@ -109,15 +113,20 @@ impl<'a> Faults<'a> {
         !is_staging(name) && own.is_some() && files.into_iter().any(|(other, _)| inode(other) == own)
     }
 
-    /// Whether it is a folder or an empty lock file that the complete action leaves too: others may work with it already,
-    /// so that it stays.
+    /// Whether it serves later actions too, and is left by the complete one as well: a folder, a lock file of the cache, the
+    /// mark of a datastore, the digest of an image. What has arrived of a journey stays for the run that goes on with it.
     fn is_ground(&self, name: &str, entry: &Entry) -> bool {
-        let holds_nothing = |entry: &Entry| match entry.kind {
+        let journeys = |name: &str| is_staging(name) && name.contains(".journey-");
+        let serves = |entry: &Entry| match entry.kind {
             Kind::Dir => true,
-            Kind::File { size, .. } => size == 0 && name.ends_with("-lock"),
+            Kind::File { size, .. } => {
+                (size == 0 && name.ends_with("-lock")) || name.ends_with("/.monitor") || name.ends_with(".md5sum")
+            }
             _ => false,
         };
-        holds_nothing(entry) && self.reference.after.paths.get(name).is_some_and(holds_nothing)
+        let left = self.reference.after.paths.get(name).is_some_and(serves);
+        let holds_one = entry.kind == Kind::Dir && name.ends_with("/.onestore");
+        journeys(name) || (serves(entry) && (left || holds_one))
     }
 
     /// What is wrong with the message of a run that failed.
