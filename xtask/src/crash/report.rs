@@ -252,7 +252,7 @@ fn markdown(rows: &[Row]) -> String {
         all.add(row);
     }
     let mut text = String::from(
-        "| action | disturbed | variants | points | the same | tried | of these | repeated | answered \"done already\" | whole, untold | failures |\n\
+        "| action | disturbed | variants | in full | points | the same | tried | repeated | answered \"done already\" | whole, untold | failures |\n\
          |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for ((action, who), sum) in &sums {
@@ -268,7 +268,7 @@ struct Sum {
     variants: usize,
     points: usize,
     same: usize,
-    drawn: bool,
+    full: usize,
     killed: usize,
     repeated: usize,
     done: usize,
@@ -281,7 +281,7 @@ impl Sum {
         self.variants += 1;
         self.points += row.points;
         self.same += row.same;
-        self.drawn |= !row.full && row.killed < row.points;
+        self.full += usize::from(row.full || row.killed >= row.points);
         self.killed += row.killed;
         // Rows that do not tell were written when each kill was followed by a repetition.
         self.repeated += if row.repeated == 0 { row.killed } else { row.repeated };
@@ -293,8 +293,7 @@ impl Sum {
 
 impl std::fmt::Display for Sum {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { variants, points, same, drawn, killed, repeated, done, orphans, failures } = self;
-        let all = if *drawn { "drawn" } else { "all" };
-        write!(f, "{variants} | {points} | {same} | {killed} | {all} | {repeated} | {done} | {orphans} | {failures} |")
+        let Self { variants, points, same, full, killed, repeated, done, orphans, failures } = self;
+        write!(f, "{variants} | {full} | {points} | {same} | {killed} | {repeated} | {done} | {orphans} | {failures} |")
     }
 }
