@@ -346,9 +346,15 @@ fn temp_name(path: &Path) -> PathBuf {
     dir_of(path).join(format!(".onestore.{:x}-{count:x}-{time:x}", std::process::id()))
 }
 
-/// Makes something under a temporary name beside `path` and renames it there; a failure leaves nothing.
-fn by_rename(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    let temp = temp_name(path);
+/// Makes something under a temporary name and renames it to `path`; a failure leaves nothing.
+///
+/// The name is one of a staging directory, if `path` is in one, or if the script has claimed one on the same file system:
+/// nobody else would know what to do with it when we are killed.
+fn by_rename(path: &Path, claimed: Option<&Path>, make: impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    let is_staged = path.file_name().is_some_and(|name| staging::owner_of(name).is_some());
+    let device = |path: &Path| fs::metadata(dir_of(path)).ok().map(|data| data.dev());
+    let near = claimed.filter(|claim| !is_staged && device(claim).is_some() && device(claim) == device(path));
+    let temp = temp_name(near.unwrap_or(path));
     let result = make(&temp).and_then(|()| fs::rename(&temp, path));
     if result.is_err() {
         // Its own failure would say nothing new.
@@ -358,8 +364,8 @@ fn by_rename(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Res
     sync_dirs(&[path])
 }
 
-pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {
-    by_rename(link, |temp| std::os::unix::fs::symlink(target, temp))
+pub fn symlink(target: &Path, link: &Path, claimed: Option<&Path>) -> io::Result<()> {
+    by_rename(link, claimed, |temp| std::os::unix::fs::symlink(target, temp))
 }
 
 pub fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
@@ -367,8 +373,8 @@ pub fn hard_link(from: &Path, to: &Path) -> io::Result<()> {
     sync_dirs(&[to])
 }
 
-pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    by_rename(path, |temp| {
+pub fn write(path: &Path, content: &[u8], mode: u32, claimed: Option<&Path>) -> io::Result<()> {
+    by_rename(path, claimed, |temp| {
         // Nobody else's eyes before the mode is set: the content may be secret.
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temp)?;
         io::Write::write_all(&mut file, content)?;
@@ -393,7 +399,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
-pub fn move_file(from: &Path, to: &Path, control: &Control) -> io::Result<()> {
+pub fn move_file(from: &Path, to: &Path, claimed: Option<&Path>, control: &Control) -> io::Result<()> {
     match rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
         result => return result,
@@ -402,7 +408,7 @@ pub fn move_file(from: &Path, to: &Path, control: &Control) -> io::Result<()> {
     if data.is_dir() {
         return Err(Errno::ISDIR.into());
     }
-    by_rename(to, |temp| {
+    by_rename(to, claimed, |temp| {
         if data.is_symlink() {
             return std::os::unix::fs::symlink(fs::read_link(from)?, temp);
         }
@@ -510,5 +516,42 @@ pub fn sweep(path: &Path, to: &Path, control: &Control) {
     let published = identity(to) == Some(inode);
     if !published || fs::remove_file(to).and_then(|()| sync_dirs(&[to])).is_ok() {
         let _ = remove(path, true, false, control);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::staging::Owner;
+
+    /// Where an unfinished file lies that is to be `name`, after a claim in `base`.
+    fn unfinished(dir: &Path, base: &str, name: &str) -> PathBuf {
+        let claim = staging::claim_path(&dir.join(base), &Owner::me().expect("proc"));
+        fs::create_dir_all(dir_of(&claim)).expect("makes");
+        let seen = std::cell::RefCell::new(PathBuf::new());
+        let make = |temp: &Path| {
+            temp.clone_into(&mut seen.borrow_mut());
+            fs::write(temp, "x")
+        };
+        by_rename(&dir.join(name), Some(&claim), make).expect("renames");
+        assert_eq!(fs::read(dir.join(name)).expect("is there"), b"x");
+        seen.into_inner()
+    }
+
+    #[test]
+    fn what_a_kill_would_leave_lies_where_it_is_swept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        for name in ["103/7/disk.0", "103/.monitor"] {
+            let temp = unfinished(dir.path(), "103/7", name);
+            assert_eq!(temp.parent(), Some(dir.path().join("103/7/.onestore").as_path()));
+            let owner = staging::owner_of(temp.file_name().expect("a name"));
+            assert_eq!(owner, Some(Owner::me().expect("proc")));
+        }
+        // One on another file system could not be renamed.
+        let shm = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+        if fs::metadata(shm.path()).expect("is there").dev() != fs::metadata(dir.path()).expect("is there").dev() {
+            let elsewhere = shm.path().join("ds").display().to_string();
+            assert_eq!(unfinished(dir.path(), &elsewhere, "a").parent(), Some(dir.path()));
+        }
     }
 }

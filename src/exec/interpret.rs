@@ -80,11 +80,15 @@ fn run_ops(
 ) -> Result<Vec<Value>, OpError> {
     let fences = Fences::new(&script.fences);
     let mut values = Vec::with_capacity(script.ops.len());
+    let mut claimed: Option<&Path> = None;
     for (index, op) in script.ops.iter().enumerate() {
         if let Some(fault) = fault(script, index) {
             return Err(OpError::new(index, OpErrorKind::Script, format!("{}: {fault}", cannot(op))));
         }
         control.check().map_err(|stopped| OpError::io(index, op, &io::Error::other(stopped)))?;
+        if let Op::Claim { path } = op {
+            claimed = Some(path);
+        }
         let value = match op {
             Op::Run(cmd) => {
                 run_program(cmd, script.sends(), programs, control).map_err(|error| OpError::process(index, error))?
@@ -102,7 +106,7 @@ fn run_ops(
             Op::Carry(_) | Op::Attend { .. } => {
                 carried(op, &fences, &mut io, programs, control).map_err(|error| OpError::io(index, op, &error))?
             }
-            op => apply(op, &fences, &mut io, control).map_err(|error| OpError::io(index, op, &error))?,
+            op => apply(op, (claimed, &fences), &mut io, control).map_err(|error| OpError::io(index, op, &error))?,
         };
         values.push(value);
     }
@@ -148,7 +152,13 @@ fn lock_error(index: usize, error: &LockError) -> OpError {
 /// How often [`Op::Claim`] makes a directory that others remove.
 const CLAIM_TRIES: u32 = 100;
 
-fn apply(op: &Op, fences: &Fences<'_>, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
+/// Does one operation. `claimed` is the claim that this script has put into a staging directory.
+fn apply(
+    op: &Op,
+    (claimed, fences): (Option<&Path>, &Fences<'_>),
+    io: &mut Io<'_>,
+    control: &Control,
+) -> io::Result<Value> {
     match op {
         Op::MakeDir { path } => return fences.make_dirs(path).map(|()| Value::Done),
         Op::Claim { path } => return claim(path, fences).map(|()| Value::Done),
@@ -165,7 +175,10 @@ fn apply(op: &Op, fences: &Fences<'_>, io: &mut Io<'_>, control: &Control) -> io
         _ => {}
     }
     match fence::reach_all(op, fences) {
-        Ok((op, _held)) => at_place(&op, io, control),
+        Ok((op, _held)) => {
+            let claimed = claimed.and_then(|path| fences.reach(path, Role::Name).ok());
+            at_place(&op, claimed.as_ref().map(|reached| reached.path.as_path()), io, control)
+        }
         Err(error) if files::is_absent(&error) => match op {
             Op::Stat { .. } | Op::ReadLink { .. } | Op::List { .. } | Op::Head { .. } | Op::Tree { .. } => {
                 Ok(Value::Absent)
@@ -192,7 +205,7 @@ fn claim(path: &Path, fences: &Fences<'_>) -> io::Result<()> {
     }
 }
 
-fn at_place(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
+fn at_place(op: &Op, claimed: Option<&Path>, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
     let done = match op {
         Op::Stat { path, follow } => {
             return Ok(files::stat(path, *follow)?.map_or(Value::Absent, Value::Stat));
@@ -210,11 +223,11 @@ fn at_place(op: &Op, io: &mut Io<'_>, control: &Control) -> io::Result<Value> {
         Op::Send { path } => send(File::open(path)?, io, control),
         Op::SendAllowed { path, policy } => send_allowed(path, policy, io, control),
         Op::RemoveDirIfEmpty { path } => files::remove_dir_if_empty(path),
-        Op::Symlink { target, link } => files::symlink(target, link),
+        Op::Symlink { target, link } => files::symlink(target, link, claimed),
         Op::HardLink { from, to } => files::hard_link(from, to),
-        Op::Write { path, content, mode } => files::write(path, content.reveal().as_bytes(), *mode),
+        Op::Write { path, content, mode } => files::write(path, content.reveal().as_bytes(), *mode, claimed),
         Op::Rename { from, to } => files::rename(from, to),
-        Op::Move { from, to } => files::move_file(from, to, control),
+        Op::Move { from, to } => files::move_file(from, to, claimed, control),
         Op::Remove { path, tree, must_exist } => files::remove(path, *tree, *must_exist, control),
         Op::Copy { from, to, sparse } => files::copy(from, to, *sparse, control),
         Op::PunchHoles { path } => files::punch_holes(path, control),

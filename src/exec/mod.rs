@@ -47,6 +47,7 @@ pub mod leash;
 pub mod lock;
 pub mod op;
 pub mod posix;
+mod posix_names;
 mod posix_paths;
 pub mod process;
 pub mod quote;

@@ -30,6 +30,7 @@ use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
 use super::guard;
 use super::op::{FileKind, Node, Op, Script, Space, Sparse, Stat, Value};
+use super::posix_names::{dir_of, move_file, rename, temp_of};
 use super::posix_paths::{inside, send_allowed};
 use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
 use super::quote::{q, quote};
@@ -71,8 +72,9 @@ pub fn render(script: &Script) -> String {
 /// - `os_cap command…`: the command's output as an answer; its status in `s`.
 /// - `os_ok status…`: dies unless `s` is one of these.
 /// - `os_say text`: a short answer.
-/// - `os_temp dir`: makes a file in `dir` whose name is `w` and which nobody else opens; it is removed when the script ends,
-///   also by a signal, until `os_kept` says that it has its name.
+/// - `os_temp path [name]`: makes a file, to be renamed to `path`, whose name is `w` and which nobody else opens; it is removed
+///   when the script ends, also by a signal, until `os_kept` says that it has its name. Its name is `name`, one of a staging
+///   directory, if that is on the same file system: then it goes with its owner, however the script ends.
 /// - `os_whole path`: takes the end mark `os_end` (see [`super::host::wire`]), where one was agreed on, off a received
 ///   file, and dies where it is missing: then the connection ended, not the data.
 const PROLOGUE: &str = r#"set -u
@@ -108,7 +110,11 @@ os_whole() {
 os_excl() { dd if=/dev/null of="$1" conv=excl status=none; }
 os_temp() {
   trap 'exit 143' TERM HUP INT
-  w=$1/.onestore.$$-$i-$(date +%N)
+  w=${1%/*}/.onestore.$$-$i-$(date +%N)
+  if [ "${2-}" ]; then
+    o=$(stat -Lc %d -- "${1%/*}/") && t=$(stat -Lc %d -- "${2%/*}/") || exit
+    [ "$o" != "$t" ] || { w=$2; rm -f -- "$w" || exit; }
+  fi
   (umask 077; os_excl "$w") || { s=$?; w=; exit "$s"; }
 }
 os_kept() { w=; trap - TERM HUP INT; }
@@ -180,9 +186,13 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
     text.push_str(&asked(script));
     // The next descriptor of a lock or guard.
     let mut held = 6;
+    let mut claimed: Option<&Path> = None;
     for (index, op) in script.ops.iter().enumerate() {
         let _ = writeln!(text, "os_b {index}");
         text.push_str(&inside(op, &script.fences));
+        if let Op::Claim { path } = op {
+            claimed = Some(path);
+        }
         let body = match fault(script, index) {
             Some(fault) => format!("os_die {}", quote(OsStr::new(&fault))),
             None => match op {
@@ -206,7 +216,7 @@ pub fn render_with(script: &Script, programs: &Programs) -> String {
                 Op::SendAllowed { path, policy } => send_allowed(path, policy),
                 Op::Carry(_) | Op::Attend { .. } => format!("os_die {}", quote(OsStr::new(NOT_HERE))),
                 op if op.is_question() => question(op),
-                op => change(op),
+                op => change(op, claimed.map(|path| (path, index))),
             },
         };
         text.push_str(&body);
@@ -246,11 +256,6 @@ pub(super) const BESIDES: &str = "@onestore-besides ";
 
 /// The last line of stdout: all answers have arrived.
 pub(super) const END: &str = "end";
-
-/// The directory that a path is in, quoted.
-fn dir_of(path: &Path) -> String {
-    q(path.parent().unwrap_or(Path::new("/")))
-}
 
 /// The commands of a question; they exit with the failing command's status.
 fn question(op: &Op) -> String {
@@ -295,7 +300,7 @@ fn question(op: &Op) -> String {
 }
 
 /// The commands of a change; they exit with the failing command's status.
-fn change(op: &Op) -> String {
+fn change(op: &Op, claimed: Option<(&Path, usize)>) -> String {
     match op {
         Op::MakeDir { path } => format!("mkdir -p -- {} || exit", q(path)),
         Op::Claim { path } => format!(
@@ -317,16 +322,17 @@ fn change(op: &Op) -> String {
         Op::Write { path, content, mode } => {
             let content = BASE64.encode(content.reveal());
             format!(
-                "os_temp {dir}\n\
+                "os_temp {path}{temp}\n\
                  printf %s '{content}' | base64 -d >\"$w\" && chmod {mode:04o} -- \"$w\" && sync \"$w\" \
                  && mv -fT -- \"$w\" {path} && sync {dir} || exit\nos_kept",
                 dir = dir_of(path),
                 mode = mode & 0o7777,
                 path = q(path),
+                temp = temp_of(path, claimed),
             )
         }
         Op::Rename { from, to } => rename(from, to),
-        Op::Move { from, to } => move_file(from, to),
+        Op::Move { from, to } => move_file(from, to, claimed),
         Op::Remove { path, tree, must_exist } => {
             let need = if *must_exist { format!("os_need {} ''\n", q(path)) } else { String::new() };
             let flags = if *tree { "-rf" } else { "-f" };
@@ -390,37 +396,6 @@ fn change(op: &Op) -> String {
 
 fn follow_flag(follow: bool) -> &'static str {
     if follow { "-L" } else { "''" }
-}
-
-/// `mv` would copy to another file system. What the disk does not take is taken back, as in process.
-fn rename(from: &Path, to: &Path) -> String {
-    format!(
-        "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
-         [ \"$t\" = \"${{o##* }}\" ] || os_die ': Invalid cross-device link'\n\
-         r=\n[ -e {to} ] || [ -L {to} ] || r=new\nmv -fT -- {from} {to} || exit\n\
-         sync {dir} {from_dir} || {{ o=$?; [ -z \"$r\" ] || mv -nT -- {to} {from}; exit \"$o\"; }}",
-        from = q(from),
-        to = q(to),
-        dir = dir_of(to),
-        from_dir = dir_of(from),
-    )
-}
-
-/// `mv` would not sync, and would leave a part under the final name when it is killed on its way to another file system.
-fn move_file(from: &Path, to: &Path) -> String {
-    format!(
-        "os_need {from} ''\nt=${{o% *}}; t=${{t##* }}\nos_need {dir} -L\no=${{o% *}}\n\
-         if [ \"$t\" = \"${{o##* }}\" ]; then mv -fT -- {from} {to} && sync {dir} {from_dir} || exit\n\
-         elif [ -d {from} ] && ! [ -L {from} ]; then os_die ': Is a directory'\n\
-         else os_temp {dir}\n\
-         rm -f -- \"$w\" && cp -dpT --reflink=auto --sparse=auto -- {from} \"$w\" && {{ [ -L \"$w\" ] || sync \"$w\"; }} \
-         && mv -fT -- \"$w\" {to} && sync {dir} || exit\nos_kept\n\
-         rm -f -- {from} && sync {from_dir} || exit; fi",
-        from = q(from),
-        to = q(to),
-        dir = dir_of(to),
-        from_dir = dir_of(from),
-    )
 }
 
 fn lock(name: &str, wait_seconds: u64, fd: usize) -> String {

@@ -175,3 +175,16 @@ fn a_time_limit_is_told_from_other_deaths() {
         assert!(here.contains(" seconds, its limit,") == there.contains(" seconds, its limit,"), "{here}");
     }
 }
+
+#[test]
+fn what_is_written_is_unfinished_where_it_is_swept() {
+    let me = staging::Owner::me().unwrap();
+    let claim = staging::claim_path(Path::new("/ds/103/7"), &me);
+    let write = |path: &str| Op::Write { path: path.into(), content: Secret::new("x"), mode: 0o644 };
+    let temp = staging::beside(&claim, 1).unwrap();
+    let script = Script::new([Op::Claim { path: claim }, write("/ds/103/.monitor")]);
+    let text = render(&script);
+    assert!(text.contains(&format!("os_temp '/ds/103/.monitor' {}\n", q(&temp))), "{text}");
+    let text = render(&Script::new([write("/ds/103/.monitor")]));
+    assert!(text.contains("os_temp '/ds/103/.monitor'\n"), "{text}");
+}

@@ -222,10 +222,16 @@ impl Executor for Runner<'_> {
         let steps: Vec<Step> = self.after.borrow_mut().drain(..).collect();
         let control = Control::only_within(ROLL_BACK_TIME);
         for step in steps {
-            let best_effort = step.best_effort;
-            match self.run(step, &control) {
-                Err(error) if best_effort => self.log.say(Level::Warn, &one_line(&error)),
-                result => drop(result?),
+            if !step.best_effort {
+                self.run(step, &control)?;
+                continue;
+            }
+            // What stays after a success stays for long: a connection that broke, or a child that was killed, is not the end.
+            let again = Step::new(&step.host, step.what.clone(), step.script.ops.clone()).or_say(step.failure.clone());
+            if self.run(step, &control).is_err()
+                && let Err(error) = self.run(again, &control)
+            {
+                self.log.say(Level::Warn, &one_line(&error));
             }
         }
         self.undo.borrow_mut().clear();
@@ -305,5 +311,52 @@ impl Executor for Explainer {
     fn commit(&self) -> anyhow::Result<()> {
         let steps: Vec<Step> = self.after.borrow_mut().drain(..).collect();
         steps.into_iter().try_for_each(|step| self.apply(step).map(drop))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::exec::host::{ErrorKind, ScriptError};
+
+    /// Breaks off the first scripts.
+    struct Breaks {
+        times: usize,
+        runs: AtomicUsize,
+    }
+
+    impl Host for Breaks {
+        fn name(&self) -> &'static str {
+            "bridge1"
+        }
+
+        fn run(&self, script: &Script, _: Io<'_>, _: &Control) -> Result<Vec<Value>, ScriptError> {
+            if self.runs.fetch_add(1, Ordering::Relaxed) < self.times {
+                return Err(ScriptError::new("bridge1", ErrorKind::Lost, "Killed"));
+            }
+            Ok(vec![Value::Done; script.ops.len()])
+        }
+    }
+
+    /// How often a step is run that breaks so often, and whether the action succeeds.
+    fn afterwards(times: usize, best_effort: bool) -> (usize, bool) {
+        let broken = Arc::new(Breaks { times, runs: AtomicUsize::new(0) });
+        let host: Arc<dyn Host> = broken.clone();
+        let log = Log::quiet("test");
+        let runner = Runner::new(Control::only_within(ROLL_BACK_TIME), &log);
+        let step = Step::new(&host, "Leave the staging folder", [Op::RemoveDirIfEmpty { path: "/nowhere".into() }]);
+        runner.after(if best_effort { step.best_effort() } else { step });
+        let done = runner.commit().is_ok();
+        (broken.runs.load(Ordering::Relaxed), done)
+    }
+
+    #[test]
+    fn what_need_not_succeed_afterwards_is_tried_twice() {
+        assert_eq!(afterwards(0, true), (1, true));
+        assert_eq!(afterwards(1, true), (2, true));
+        assert_eq!(afterwards(9, true), (2, true));
+        assert_eq!(afterwards(1, false), (1, false));
     }
 }

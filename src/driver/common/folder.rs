@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
-use crate::context::Cx;
 use crate::exec::host::Host;
 use crate::exec::op::{Op, Value};
 use crate::exec::staging::{self, Owner};
@@ -81,10 +80,5 @@ impl Folder {
     /// Gives the staging directory up.
     pub fn leave(&self) -> [Op; 2] {
         staging::leave(&self.base, &self.owner)
-    }
-
-    /// Leaves the staging directory when all is done.
-    pub fn tidy(&self, cx: &Cx<'_>) {
-        cx.after(Step::new(&self.host, "Leave the staging folder", self.leave()).best_effort());
     }
 }

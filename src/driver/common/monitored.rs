@@ -5,13 +5,13 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::args::VmPlace;
+use super::folder::Folder;
 use crate::context::Cx;
 use crate::exec::cmd::Secret;
 use crate::exec::op::{Op, Value};
-use crate::exec::step::Step;
 
 /// What stands in the file.
 const SSH: &str = "ssh\n";
@@ -41,9 +41,13 @@ pub fn by_host(datastore: &Path, now: Option<&[u8]>) -> Option<Op> {
 /// # Errors
 /// The host cannot be reached, or the file cannot be written.
 pub fn ensure(cx: &Cx<'_>, place: &VmPlace) -> Result<()> {
-    let answer = cx.ask(&place.host, question(place))?;
-    if let Some(op) = by_host(&place.datastore_dir(), content(&answer)) {
-        cx.apply(Step::new(&place.host, "Have the host tell the sizes of its disks", [op]))?;
+    let answers = cx.query(&place.host, [question(place), Folder::question(&place.dir)])?;
+    let [answer, staging] = answers.as_slice() else { bail!("The host did not answer all questions") };
+    if let Some(op) = by_host(&place.datastore_dir(), content(answer)) {
+        // Its unfinished file lies where the next action clears it.
+        let folder = Folder::of(&place.host, &place.dir, staging)?;
+        let ops = folder.prepare().into_iter().chain([op]).chain(folder.leave());
+        cx.apply(folder.prepared_step("Have the host tell the sizes of its disks", ops))?;
     }
     Ok(())
 }

@@ -124,7 +124,8 @@ impl Place {
         Ok(())
     }
 
-    /// Puts a finished staging file in the place of an existing file, in one rename.
+    /// Puts a finished staging file in the place of an existing file, in one rename, and leaves the staging folder. Who
+    /// cannot leave it has failed, and the same action again clears it: what stays after a success stays for long.
     ///
     /// # Errors
     /// What the step says.
@@ -132,13 +133,14 @@ impl Place {
         // What is on its way to the disk can still be cancelled; what follows is quick.
         let sync = [Op::Sync { path: staging.to_owned() }];
         cx.apply(Step::new(&self.host, "Have it on the disk", sync).or_say(failure))?;
-        let ops = [Op::Rename { from: staging.to_owned(), to: path.to_owned() }];
+        let ops = [Op::Rename { from: staging.to_owned(), to: path.to_owned() }].into_iter().chain(self.leave());
         let what = format!("Put it in the place of {}", path.display());
         cx.apply(Step::new(&self.host, what, ops).or_say(failure).whole())?;
         Ok(())
     }
 
-    /// Removes a folder as one change: it is moved out of the way first. Its parts go with the next sweep if we die.
+    /// Removes a folder as one change, and leaves the staging folder: it is moved out of the way first. Its parts go with
+    /// the next sweep if we die.
     ///
     /// # Errors
     /// What the step says.
@@ -149,6 +151,7 @@ impl Place {
             Op::Rename { from: path.to_owned(), to: away.clone() },
             Op::Remove { path: away.clone(), tree: true, must_exist: false },
         ];
+        let ops = ops.into_iter().chain(self.leave());
         let what = format!("Remove {}; this cannot be undone", path.display());
         // What is out of the way stays gone, also when the disk does not say that it is; and the claim is given up.
         let mut undo = vec![Op::Remove { path: away, tree: true, must_exist: false }];

@@ -112,7 +112,6 @@ pub fn revert(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         let copying = format!("Error copying snapshot {}", target.name());
         cx.apply(place.staging_step(what, &staging, ops).or_say(copying))?;
         place.replace(cx, &staging, &layers.files.image, &format!("Error moving to {}", target.source))?;
-        place.tidy(cx);
         return Ok(Reply::Nothing);
     }
     let active = layers.active();
@@ -128,7 +127,6 @@ pub fn revert(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let what = format!("Make a new empty layer on {}", data.path.display());
     cx.apply(place.staging_step(what, &staging, ops).or_say(&failure))?;
     place.replace(cx, &staging, &active.path, &failure)?;
-    place.tidy(cx);
     Ok(Reply::Nothing)
 }
 
@@ -142,9 +140,9 @@ pub fn flatten(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
     let there = |path| cx.ask(&place.host, Op::Stat { path, follow: false }).map(|answer| answer.stat());
     if there(files.snapshots())?.is_none() && there(files.image.clone())?.is_some() {
         cx.warn(format!("{} has no snapshots, it is flat already", target.source));
-        let clear = place.prepared_step("Clear away what a run left that was killed", place.prepare());
+        let ops = place.prepare().into_iter().chain(place.leave());
+        let clear = place.prepared_step("Clear away what a run left that was killed", ops);
         cx.apply(clear.or_say(&failure))?;
-        place.tidy(cx);
         return Ok(Reply::Nothing);
     }
     let layers = target.layers(cx).with_context(|| failure.clone())?;
@@ -170,6 +168,5 @@ pub fn flatten(cx: &Cx<'_>, request: &Request) -> Result<Reply> {
         place.replace(cx, &staging, &files.image, &format!("Error moving to {}", target.source))?;
     }
     place.drop_tree(cx, &files.snapshots(), &format!("Error removing {}", files.snapshots().display()))?;
-    place.tidy(cx);
     Ok(Reply::Nothing)
 }

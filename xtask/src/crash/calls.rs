@@ -104,8 +104,10 @@ const CALLS: &[(i64, &str, When)] = &[
 /// What only a fault is put into: a process that dies closes its files anyway.
 const CLOSE: (i64, &str, When) = (libc::SYS_close, "close", Closes);
 
+/// A copy by reference of a whole file (linux/fs.h).
+const FICLONE: u64 = 0x4004_9409;
 /// `FICLONE`, `FICLONERANGE`, `FIDEDUPERANGE`, `BLKDISCARD`, `BLKZEROOUT` (linux/fs.h).
-const IOCTLS: [u64; 5] = [0x4004_9409, 0x4020_940d, 0xc018_9436, 0x1277, 0x127f];
+const IOCTLS: [u64; 5] = [FICLONE, 0x4020_940d, 0xc018_9436, 0x1277, 0x127f];
 
 /// Commands of `fcntl` that set a lock.
 const LOCKS: [i32; 4] = [libc::F_SETLK, libc::F_SETLKW, libc::F_OFD_SETLK, libc::F_OFD_SETLKW];
@@ -116,26 +118,102 @@ pub fn numbers(closes: bool) -> impl Iterator<Item = i64> {
 }
 
 /// A call that changes something, at its entry.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Call {
     /// Its name.
     pub name: &'static str,
-    /// What it is about, for people: the path of a descriptor.
-    pub about: String,
-    by_path: bool,
+    args: [u64; 6],
 }
+
+/// What a call changes that somebody could find after a kill: a process that lives on, or the next run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing, whatever comes of it.
+    None,
+    /// Nothing, if it fails.
+    NoneIfItFails,
+    /// It has to be taken for one.
+    Some,
+}
+
+/// Calls that bring to the disk what the kernel has already, or set locks, which go with the process.
+const NO_EFFECT: [&str; 7] = ["fsync", "fdatasync", "sync_file_range", "syncfs", "sync", "flock", "fcntl"];
+
+/// Calls that do nothing when they fail. What is written is none of them: a part of it may have been.
+const ALL_OR_NOTHING: [&str; 24] = [
+    "open",
+    "openat",
+    "openat2",
+    "creat",
+    "ioctl",
+    "truncate",
+    "ftruncate",
+    "rename",
+    "renameat",
+    "renameat2",
+    "link",
+    "linkat",
+    "symlink",
+    "symlinkat",
+    "unlink",
+    "unlinkat",
+    "mkdir",
+    "mkdirat",
+    "rmdir",
+    "mknod",
+    "chmod",
+    "fchmod",
+    "fchmodat",
+    "execve",
+];
 
 impl Call {
     /// Whether it names what it changes by a descriptor, and not by a path.
     pub fn by_descriptor(&self) -> bool {
-        !self.by_path
+        ["f", "write", "pwrite", "copy_file", "send", "splice", "ioctl", "sync", "close", "connect"]
+            .iter()
+            .any(|start| self.name.starts_with(start))
+            && !["fchmodat", "fchownat", "futimesat", "fork"].contains(&self.name)
+    }
+
+    /// What is known of its effect before it is made. Whatever is written to a pipe or a socket has one, for who reads it
+    /// may live on.
+    pub fn effect(&self) -> Effect {
+        match self.name {
+            name if NO_EFFECT.contains(&name) => Effect::None,
+            "kill" if self.args[1] == 0 => Effect::None,
+            "ioctl" if self.args[1] & 0xffff_ffff != FICLONE => Effect::Some,
+            name if ALL_OR_NOTHING.contains(&name) => Effect::NoneIfItFails,
+            _ => Effect::Some,
+        }
+    }
+
+    /// What it is about, for people: a path, or that of a descriptor.
+    pub fn about(&self, pid: Pid) -> String {
+        let args = &self.args;
+        match self.name {
+            "openat" | "openat2" | "unlinkat" | "mkdirat" | "linkat" | "renameat" | "fchmodat" | "utimensat" => {
+                text(pid, args[1])
+            }
+            "renameat2" => format!("{} -> {}", text(pid, args[1]), text(pid, args[3])),
+            "rename" | "link" | "symlink" => format!("{} -> {}", text(pid, args[0]), text(pid, args[1])),
+            "symlinkat" => text(pid, args[2]),
+            "open" | "creat" | "unlink" | "mkdir" | "rmdir" | "chmod" | "execve" | "truncate" => text(pid, args[0]),
+            name if name.starts_with("clone") || name.ends_with("fork") || name == "exit_group" || name == "kill" => {
+                String::new()
+            }
+            _ => descriptor(pid, args[0]),
+        }
     }
 }
 
-impl std::fmt::Display for Call {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.name, self.about)
-    }
+/// Whether the call that a process comes back from has failed, and was not merely interrupted.
+pub fn has_failed(pid: Pid) -> bool {
+    // ERESTARTSYS and its like (include/linux/errno.h), which the kernel shows to tracers only.
+    let restarts = 512..=516;
+    returned(pid).is_ok_and(|value| {
+        (-4095..0).contains(&value) && value != -i64::from(libc::EINTR) && !restarts.contains(&-value)
+    })
 }
 
 /// The call that a stopped process is about to make, or nothing if it changes nothing.
@@ -162,26 +240,7 @@ pub fn of(pid: Pid) -> Result<Option<Call>> {
     if !counts {
         return Ok(None);
     }
-    let about = match *name {
-        "openat" | "openat2" | "unlinkat" | "mkdirat" | "linkat" | "renameat" | "fchmodat" | "utimensat" => {
-            text(pid, args[1])
-        }
-        "renameat2" => format!("{} -> {}", text(pid, args[1]), text(pid, args[3])),
-        "rename" | "link" | "symlink" => format!("{} -> {}", text(pid, args[0]), text(pid, args[1])),
-        "symlinkat" => text(pid, args[2]),
-        "open" | "creat" | "unlink" | "mkdir" | "rmdir" | "chmod" | "execve" | "truncate" => text(pid, args[0]),
-        name if name.starts_with("clone") || name.ends_with("fork") || name == "exit_group" || name == "kill" => {
-            String::new()
-        }
-        _ => descriptor(pid, args[0]),
-    };
-    let number = |name: &str| {
-        ["f", "write", "pwrite", "copy_file", "send", "splice", "ioctl", "sync", "close", "connect"]
-            .iter()
-            .any(|start| name.starts_with(start))
-            && !["fchmodat", "fchownat", "futimesat", "fork"].contains(&name)
-    };
-    Ok(Some(Call { name, about, by_path: !number(name) }))
+    Ok(Some(Call { name, args }))
 }
 
 /// Whether flags for `open` make or cut a file.
@@ -223,6 +282,11 @@ fn writable(pid: Pid, number: u64) -> bool {
 pub fn registers(pid: Pid) -> Result<(i64, [u64; 6])> {
     let regs = nix::sys::ptrace::getregs(pid)?;
     Ok((regs.orig_rax.cast_signed(), [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9]))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn returned(pid: Pid) -> Result<i64> {
+    Ok(nix::sys::ptrace::getregs(pid)?.rax.cast_signed())
 }
 
 /// Makes it another call; the number -1 is none, which answers what [`answer`] says.
@@ -267,7 +331,13 @@ mod elsewhere {
     pub fn answer(_: Pid, _: Errno) -> Result<()> {
         bail!(WHY)
     }
+
+    pub fn returned(_: Pid) -> Result<i64> {
+        bail!(WHY)
+    }
 }
+#[cfg(not(target_arch = "x86_64"))]
+use elsewhere::returned;
 #[cfg(not(target_arch = "x86_64"))]
 pub use elsewhere::{answer, registers, set};
 

@@ -192,7 +192,8 @@ impl Fault {
 /// Whether it is about a file on a disk, and not about a pipe, a socket or what the kernel makes up.
 fn on_disk(pid: Pid, call: &Call, first: u64) -> bool {
     let made_up = ["/proc/", "/dev/", "/sys/", "/memfd:"];
-    if made_up.iter().any(|place| call.about.starts_with(place)) {
+    let about = call.about(pid);
+    if made_up.iter().any(|place| about.starts_with(place)) {
         return false;
     }
     if !call.by_descriptor() {

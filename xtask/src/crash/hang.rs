@@ -124,7 +124,7 @@ pub fn disturb(world: &World<'_>, number: usize) -> Result<Disturbed> {
         lingering.push(format!("it took {} s", took.as_secs()));
     }
     Ok(Disturbed {
-        trace: Trace { status: ran.rc(), too_long: ran.too_long, lingering, disturbed: None },
+        trace: Trace { status: ran.rc(), too_long: ran.too_long, lingering, disturbed: None, same: 0 },
         at: place.map(|place| format!("{} hangs", place.display())),
         count: places.len(),
         stdout: String::from_utf8_lossy(&ran.stdout).into_owned(),

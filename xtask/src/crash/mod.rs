@@ -13,8 +13,8 @@
 //! `--cut` the line to a host breaks ([`line`]), with `--hang` storage does not answer ([`hang`]); what has to hold then is
 //! in [`faults`].
 //!
-//! Reading order: [`calls`], [`tracer`], [`remote`], [`world`], [`state`], [`scenario`], [`fault`], [`faults`], [`lies`], [`line`], [`hang`],
-//! [`report`].
+//! Reading order: [`calls`], [`tracer`], [`same`], [`remote`], [`world`], [`state`], [`left`], [`scenario`], [`fault`], [`faults`],
+//! [`lies`], [`line`], [`hang`], [`report`].
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -34,11 +34,13 @@ mod calls;
 mod fault;
 mod faults;
 mod hang;
+mod left;
 mod lies;
 mod line;
 mod power;
 mod remote;
 mod report;
+mod same;
 mod scenario;
 mod state;
 mod tracer;
@@ -114,6 +116,9 @@ pub struct Args {
     /// Append every row as a line of JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Leave out scenarios that have a row in the file of --json: an interrupted run goes on
+    #[arg(long, requires = "json", conflicts_with_all = ["fault", "power", "lie", "cut", "hang"])]
+    go_on: bool,
     /// Run nothing: read rows that were written with --json
     #[arg(long, value_name = "FILE", num_args = 1..)]
     report: Vec<PathBuf>,
@@ -187,8 +192,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if tools.is_some() && args.jobs > 1 {
         bail!("The tools are everybody's: with --lie there is one job");
     }
+    let done = match &args.json {
+        Some(file) if args.go_on && file.exists() => report::read(std::slice::from_ref(file))?,
+        _ => Vec::new(),
+    };
+    let all = args.who.iter().flat_map(|who| cases.iter().map(move |case| (case, *who)));
     let queue: Queue<'_> =
-        Mutex::new(args.who.iter().flat_map(|who| cases.iter().map(move |case| (case, *who))).collect());
+        Mutex::new(all.filter(|(case, who)| !done.iter().any(|row| row.is_of(case, *who))).collect());
     let rows = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..args.jobs.max(1))

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::calls::Call;
 use super::fault::Fault;
-use super::tracer::{self, Deed, Plan, Point, Who};
+use super::tracer::{self, Deed, Plan, Stop, Who};
 
 /// Word for the command line of this binary that makes it the server's command.
 pub const WORD: &str = "crash-remote";
@@ -78,14 +78,14 @@ impl Plan for Shared {
         self.fault.is_none_or(|fault| fault.possible(pid, call))
     }
 
-    fn deed(&mut self, point: &Point) -> Deed {
-        let here = self.count(point).unwrap_or(false);
+    fn deed(&mut self, stop: Stop) -> Deed {
+        let here = self.count(stop).unwrap_or(false);
         if here { self.fault.map_or(Deed::Kill, Deed::Fault) } else { Deed::Let }
     }
 }
 
 impl Shared {
-    fn count(&self, point: &Point) -> Result<bool> {
+    fn count(&self, stop: Stop) -> Result<bool> {
         let mut file: File = OpenOptions::new().read(true).write(true).open(&self.file)?;
         file.lock()?;
         let mut text = String::new();
@@ -94,7 +94,7 @@ impl Shared {
         state.count += 1;
         let here = state.count == state.at;
         if here {
-            state.disturbed = Some(point.to_string());
+            state.disturbed = Some(stop.point().to_string());
         }
         file.seek(SeekFrom::Start(0))?;
         let text = serde_json::to_string(&state)?;

@@ -40,8 +40,17 @@ pub struct Row {
     pub partly: usize,
     /// State-changing calls of an undisturbed run.
     pub points: usize,
+    /// Of these, those at which a kill finds the same as at the one before; they are not tried.
+    #[serde(default)]
+    pub same: usize,
+    /// Every other point was tried.
+    #[serde(default)]
+    pub full: bool,
     /// Runs that were killed, or had a fault.
     pub killed: usize,
+    /// Repetitions: the action is not repeated where an earlier kill had left the same.
+    #[serde(default)]
+    pub repeated: usize,
     /// Kills after which the action had nothing left to do and said so.
     pub done_already: usize,
     /// Of these, those whose staging file the next writing action takes away.
@@ -87,13 +96,22 @@ impl Row {
             succeeded: 0,
             partly: 0,
             points: 0,
+            same: 0,
+            full: false,
             killed: 0,
+            repeated: 0,
             done_already: 0,
             swept_later: 0,
             orphans: 0,
             failures: Vec::new(),
             seconds: 0.0,
         }
+    }
+
+    /// Whether it is of this scenario.
+    pub fn is_of(&self, case: &Case, who: Who) -> bool {
+        let other = Self::new(case, who, By::Kill);
+        (&self.family, &self.variant, &self.who) == (&other.family, &other.variant, &other.who)
     }
 }
 
@@ -102,19 +120,32 @@ pub fn text(rows: &[Row]) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "{:<26} {:<44} {:<8} {:<22} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7}",
-        "action", "variant", "who", "fault", "points", "tried", "done", "orphans", "failures", "seconds"
+        "{:<26} {:<44} {:<8} {:<22} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7}",
+        "action",
+        "variant",
+        "who",
+        "fault",
+        "points",
+        "same",
+        "tried",
+        "left",
+        "done",
+        "orphans",
+        "failures",
+        "seconds"
     );
     for row in rows {
         let _ = writeln!(
             text,
-            "{:<26} {:<44} {:<8} {:<22} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7.1}",
+            "{:<26} {:<44} {:<8} {:<22} {:>6} {:>6} {:>6} {:>6} {:>6} {:>7} {:>8} {:>7.1}",
             row.action,
             row.variant,
             row.who,
             row.fault.as_deref().unwrap_or("kill"),
             row.points,
+            row.same,
             row.killed,
+            row.repeated,
             row.done_already,
             row.orphans,
             row.failures.len(),
@@ -221,8 +252,8 @@ fn markdown(rows: &[Row]) -> String {
         all.add(row);
     }
     let mut text = String::from(
-        "| action | disturbed | variants | points | tried | answered \"done already\" | whole, untold | failures |\n\
-         |---|---|---:|---:|---:|---:|---:|---:|\n",
+        "| action | disturbed | variants | in full | points | the same | tried | repeated | answered \"done already\" | whole, untold | failures |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for ((action, who), sum) in &sums {
         let _ = writeln!(text, "| `{action}` | {who} | {sum}");
@@ -236,7 +267,10 @@ fn markdown(rows: &[Row]) -> String {
 struct Sum {
     variants: usize,
     points: usize,
+    same: usize,
+    full: usize,
     killed: usize,
+    repeated: usize,
     done: usize,
     orphans: usize,
     failures: usize,
@@ -246,7 +280,11 @@ impl Sum {
     fn add(&mut self, row: &Row) {
         self.variants += 1;
         self.points += row.points;
+        self.same += row.same;
+        self.full += usize::from(row.full || row.killed >= row.points);
         self.killed += row.killed;
+        // Rows that do not tell were written when each kill was followed by a repetition.
+        self.repeated += if row.repeated == 0 { row.killed } else { row.repeated };
         self.done += row.done_already;
         self.orphans += row.orphans;
         self.failures += row.failures.len();
@@ -255,7 +293,7 @@ impl Sum {
 
 impl std::fmt::Display for Sum {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { variants, points, killed, done, orphans, failures } = self;
-        write!(f, "{variants} | {points} | {killed} | {done} | {orphans} | {failures} |")
+        let Self { variants, points, same, full, killed, repeated, done, orphans, failures } = self;
+        write!(f, "{variants} | {full} | {points} | {same} | {killed} | {repeated} | {done} | {orphans} | {failures} |")
     }
 }

@@ -12,12 +12,13 @@ use super::calls::Call;
 use super::fault::Fault;
 use super::faults::Faults;
 use super::hang;
+use super::left::{Left, Repeated};
 use super::lies::{self, Lie};
 use super::line::{Line, Way};
 use super::remote;
 use super::report::{Failure, Row};
 use super::state::{Reference, State, is_staging};
-use super::tracer::{self, Deed, Plan, Point, Trace, Who};
+use super::tracer::{self, Deed, Plan, Stop, Trace, Who};
 use super::world::World;
 use crate::conformance::expect::plain_lines;
 use crate::conformance::process::Ran;
@@ -95,7 +96,12 @@ impl Plan for At {
         self.fault.is_none_or(|fault| (!child || self.who != Who::Itself) && fault.possible(pid, call))
     }
 
-    fn deed(&mut self, _: &Point) -> Deed {
+    fn leaves_out_the_same(&self) -> bool {
+        // A fault is in the call, not before it.
+        self.fault.is_none()
+    }
+
+    fn deed(&mut self, _: Stop) -> Deed {
         self.count += 1;
         if self.count == self.number { self.fault.map_or(Deed::Kill, Deed::Fault) } else { Deed::Let }
     }
@@ -132,7 +138,9 @@ fn one_way(world: &World<'_>, choice: Choice, reference: &Reference, with: With<
     let begin = Instant::now();
     let mut row = Row::new(world.case, choice.who, choice.by);
     let whole = disturb(world, choice, 0, with)?;
-    row.points = whole.count;
+    row.points = whole.count + whole.trace.same;
+    row.same = whole.trace.same;
+    let mut repeated = Repeated::default();
     let faults = (choice.by != By::Kill).then(|| Faults::new(choice.by, choice.who, reference, &whole));
     // Runs differ a little: threads, and how full pipes are. So it goes on until a run ends undisturbed.
     let chosen = chosen(whole.count, Choice { sample: choice.sample.or_else(|| by_lot(choice.by)), ..choice });
@@ -153,7 +161,7 @@ fn one_way(world: &World<'_>, choice: Choice, reference: &Reference, with: With<
         }
         let wrong = match &faults {
             Some(faults) => faults.judge(world, &run, &mut row)?,
-            None => judge(world, reference, &run, &mut row)?,
+            None => judge(world, reference, &run, (&mut row, &mut repeated))?,
         };
         if !wrong.is_empty() {
             let point = run.at.clone().unwrap_or_else(|| "not disturbed".to_owned());
@@ -164,6 +172,7 @@ fn one_way(world: &World<'_>, choice: Choice, reference: &Reference, with: With<
             }
         }
         if run.at.is_none() && chosen.is_none() && number > whole.count {
+            row.full = true;
             break;
         }
     }
@@ -313,6 +322,7 @@ fn untraced(ran: &Ran, left: Vec<String>, at: Option<String>, count: usize) -> D
             too_long: ran.too_long,
             lingering: [lingering, left].concat(),
             disturbed: None,
+            same: 0,
         },
         at,
         count,
@@ -344,7 +354,12 @@ pub fn left_behind(world: &World<'_>, run: &Disturbed) -> Result<Vec<String>> {
 }
 
 /// What is wrong after a disturbed run, and after the same action was done again.
-fn judge(world: &World<'_>, reference: &Reference, run: &Disturbed, row: &mut Row) -> Result<Vec<String>> {
+fn judge(
+    world: &World<'_>,
+    reference: &Reference,
+    run: &Disturbed,
+    (row, repeated): (&mut Row, &mut Repeated),
+) -> Result<Vec<String>> {
     let root = world.root();
     let mut wrong = left_behind(world, run)?;
     let now = State::take(&root)?;
@@ -364,7 +379,13 @@ fn judge(world: &World<'_>, reference: &Reference, run: &Disturbed, row: &mut Ro
     if said && orphan {
         return Ok(wrong);
     }
-    wrong.extend(again(world, reference, whole, orphan, row, None)?);
+    let repeat = |row: &mut Row| again(world, reference, whole, orphan, row, None);
+    wrong.extend(if wrong.is_empty() {
+        let left = Left::take(&root, world.kept(), &now, &reference.before, &drawn)?;
+        repeated.once((left, whole, orphan), row, repeat)?
+    } else {
+        repeat(row)?
+    });
     Ok(wrong)
 }
 

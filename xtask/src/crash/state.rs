@@ -1,19 +1,20 @@
 //! Everything below a directory as it is at one moment, and what must never be lost of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use md5::{Digest, Md5};
 use regex::Regex;
+use rustix::fs::{SeekFrom, seek};
 
 use crate::conformance::files::OURS;
-use crate::conformance::vars::hex;
 
 /// Names of new images, which are drawn by lot.
 static DRAWN: LazyLock<Regex> = LazyLock::new(|| Regex::new("[0-9a-f]{32}").expect("the expression is constant"));
@@ -148,33 +149,98 @@ pub fn is_staging(name: &str) -> bool {
 /// Bytes above which a file is told apart by length and allocated blocks alone: nobody reads 100 GiB of hole.
 const LARGE: u64 = 1 << 30;
 
+/// Digest of a file's bytes. Holes are zeroes, and zeroes are left out: nobody reads what is not there.
 fn digest(path: &Path) -> Result<String> {
     let about = fs::metadata(path)?;
     if about.len() > LARGE {
         return Ok(format!("{:08x}-{}", about.blocks(), about.len()));
     }
-    let mut file = File::open(path).with_context(|| format!("Cannot read {}", path.display()))?;
-    let mut hash = Md5::new();
-    let mut block = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut block)? {
-            0 => return Ok(hex(&hash.finalize())),
-            length => hash.update(&block[..length]),
+    let file = File::open(path).with_context(|| format!("Cannot read {}", path.display()))?;
+    let mut hash = blake3::Hasher::new();
+    hash.update(&about.len().to_le_bytes());
+    let mut block = vec![0; BLOCK];
+    let mut at = 0;
+    while let Ok(data) = seek(&file, SeekFrom::Data(at)) {
+        let hole = seek(&file, SeekFrom::Hole(data))?;
+        // The same cuts, whatever of it is holes.
+        at = data - data % BLOCK as u64;
+        while at < hole {
+            let length = read_at(&file, &mut block, at)?;
+            if length == 0 {
+                break;
+            }
+            if block[..length] != ZEROES[..length] {
+                hash.update(&at.to_le_bytes()).update(&block[..length]);
+            }
+            at += BLOCK as u64;
         }
     }
+    Ok(hash.finalize().to_hex()[..32].to_owned())
 }
+
+/// What is hashed at once, in bytes; a multiple of what any hole is.
+const BLOCK: usize = 64 << 10;
+static ZEROES: [u8; BLOCK] = [0; BLOCK];
+
+/// As much as there is.
+fn read_at(file: &File, block: &mut [u8], at: u64) -> Result<usize> {
+    let mut length = 0;
+    while length < block.len() {
+        match file.read_at(&mut block[length..], at + length as u64)? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    Ok(length)
+}
+
+/// What guests read, by the digests of everything that is read for it: qemu-img is asked once.
+static GUESTS: LazyLock<Mutex<HashMap<String, Option<String>>>> = LazyLock::new(Mutex::default);
 
 /// What a guest reads from a qcow2 image; nothing for any other file.
 fn guest(path: &Path) -> Option<String> {
-    let mut magic = [0; 4];
-    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).ok()?;
-    (&magic == b"QFI\xfb").then_some(())?;
-    let to = tempfile::NamedTempFile::new().ok()?;
+    let key = chain(path, 16)?;
+    if let Some(known) = GUESTS.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        return known.clone();
+    }
+    let memory = Path::new("/dev/shm");
+    let to = tempfile::NamedTempFile::new_in(if memory.is_dir() { memory } else { Path::new("/tmp") }).ok()?;
     let mut convert = Command::new("qemu-img");
     convert.args(["convert", "-U", "-f", "qcow2", "-O", "raw"]).arg(path).arg(to.path());
     let done = convert.stdin(Stdio::null()).stderr(Stdio::null()).status().ok()?;
-    done.success().then(|| digest(to.path()).ok()).flatten()
+    let guest = done.success().then(|| digest(to.path()).ok()).flatten();
+    GUESTS.lock().unwrap_or_else(PoisonError::into_inner).insert(key, guest.clone());
+    guest
 }
+
+/// Digests of a qcow2 image and of what it stands on; nothing for any other file.
+fn chain(path: &Path, depth: usize) -> Option<String> {
+    let file = File::open(path).ok()?;
+    // The header: docs/interop/qcow2.rst of QEMU.
+    let mut header = [0; 104];
+    file.read_exact_at(&mut header, 0).ok()?;
+    header.starts_with(b"QFI\xfb").then_some(())?;
+    let number = |at: usize| u64::from_be_bytes(header[at..at + 8].try_into().unwrap_or_default());
+    let length = u32::from_be_bytes(header[16..20].try_into().unwrap_or_default()) as usize;
+    let mut text = digest(path).ok()?;
+    // Data in another file, and names that are no paths, have no digest here.
+    let mut elsewhere = header[7] == 3 && number(72) & 4 != 0;
+    if number(8) != 0 && length < 1024 {
+        let mut name = vec![0; length];
+        file.read_exact_at(&mut name, number(8)).ok()?;
+        elsewhere |= name.contains(&b':');
+        let below = path.parent()?.join(OsStr::from_bytes(&name));
+        text.push_str(" on ");
+        text.push_str(&match depth.checked_sub(1).and_then(|depth| chain(&below, depth)) {
+            Some(chain) => chain,
+            None => digest(&below).unwrap_or_else(|_| "nothing".to_owned()),
+        });
+    }
+    Some(if elsewhere { format!("{text} {}", DATA.fetch_add(1, Ordering::Relaxed)) } else { text })
+}
+
+/// Makes each look at such an image a new one.
+static DATA: AtomicUsize = AtomicUsize::new(0);
 
 /// What an undisturbed run begins with and comes to.
 pub struct Reference {

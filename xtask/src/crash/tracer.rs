@@ -22,8 +22,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-use super::calls::{self, Call};
+use super::calls::{self, Call, Effect};
 use super::fault::{Fault, Way};
+use super::same::Changes;
 
 /// Word for the command line of this binary that makes it the traced program.
 pub const WORD: &str = "crash-traced";
@@ -47,18 +48,35 @@ pub enum Who {
     Remote,
 }
 
-/// A call that was counted.
+/// A process, stopped at the entry of a call that counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Stop {
+    pid: Pid,
+    call: Call,
+}
+
+impl Stop {
+    /// It in words.
+    pub fn point(self) -> Point {
+        let program = fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default().trim_end().to_owned();
+        Point { program, call: self.call.name, about: self.call.about(self.pid) }
+    }
+}
+
+/// A call that was counted, for people.
 #[derive(Clone, Debug)]
 pub struct Point {
     /// Name of the program that made it.
     pub program: String,
-    /// The call.
-    pub call: Call,
+    /// Name of the call.
+    pub call: &'static str,
+    /// What it was about.
+    pub about: String,
 }
 
 impl std::fmt::Display for Point {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.program, self.call)
+        write!(f, "{}: {} {}", self.program, self.call, self.about)
     }
 }
 
@@ -80,8 +98,13 @@ pub trait Plan {
         true
     }
 
+    /// Whether stops are left out at which a kill finds what it would have found at the one before ([`super::same`]).
+    fn leaves_out_the_same(&self) -> bool {
+        false
+    }
+
     /// What is done to a call that counts.
-    fn deed(&mut self, point: &Point) -> Deed;
+    fn deed(&mut self, stop: Stop) -> Deed;
 }
 
 /// What a traced run came to.
@@ -91,6 +114,8 @@ pub struct Trace {
     pub status: i32,
     /// Where it was disturbed.
     pub disturbed: Option<Point>,
+    /// Stops that were left out.
+    pub same: usize,
     /// Processes that had to be ended.
     pub lingering: Vec<String>,
     /// It took too long.
@@ -189,6 +214,7 @@ fn events(first: Pid, who: Who, plan: &mut dyn Plan, shared: &Mutex<Shared>, tra
     let mut began = false;
     // Calls that are made, and are to answer this in the place of what the kernel says.
     let mut answers = BTreeMap::new();
+    let mut changes = Changes::default();
     loop {
         // Other children of this thread are none of ours and may live on: nobody is waited for when all of ours are gone.
         let mut flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
@@ -206,6 +232,7 @@ fn events(first: Pid, who: Who, plan: &mut dyn Plan, shared: &Mutex<Shared>, tra
                 known.remove(&pid.as_raw());
                 stopped_once.remove(&pid.as_raw());
                 answers.remove(&pid.as_raw());
+                changes.has_gone(pid);
                 lock(shared).traced.remove(&pid.as_raw());
                 if pid == first {
                     trace.status = match status {
@@ -228,17 +255,19 @@ fn events(first: Pid, who: Who, plan: &mut dyn Plan, shared: &Mutex<Shared>, tra
                 if event == libc::PTRACE_EVENT_EXEC {
                     // What came before was this binary on its way.
                     began = true;
-                } else if event == libc::PTRACE_EVENT_SECCOMP
-                    && began
-                    && let Some(answer) = at_call(pid, first, who, plan, trace)
-                {
-                    answers.insert(pid.as_raw(), answer);
-                    let _ = ptrace::syscall(pid, None);
-                    continue;
+                    changes.has_gone(pid);
+                } else if event == libc::PTRACE_EVENT_SECCOMP && began {
+                    let answer = at_call(pid, first, who, plan, trace, &mut changes);
+                    if answer.is_some() || changes.is_open(pid) {
+                        answers.extend(answer.map(|answer| (pid.as_raw(), answer)));
+                        let _ = ptrace::syscall(pid, None);
+                        continue;
+                    }
                 }
                 resume(pid, None);
             }
             WaitStatus::PtraceSyscall(pid) => {
+                changes.has_ended(pid);
                 if let Some(answer) = answers.remove(&pid.as_raw()) {
                     // One that was killed meanwhile hears no answer.
                     let _ = calls::answer(pid, answer);
@@ -263,21 +292,37 @@ fn resume(pid: Pid, signal: Option<Signal>) {
 }
 
 /// Does what the plan says; gives what the call is to answer when it was made, if that is something else.
-fn at_call(pid: Pid, first: Pid, who: Who, plan: &mut dyn Plan, trace: &mut Trace) -> Option<Errno> {
+fn at_call(
+    pid: Pid,
+    first: Pid,
+    who: Who,
+    plan: &mut dyn Plan,
+    trace: &mut Trace,
+    changes: &mut Changes,
+) -> Option<Errno> {
     let group = group(pid).ok()?;
-    if who == Who::Children && group == first {
-        return None;
-    }
     // A process that was killed meanwhile has no call to read.
     let call = calls::of(pid).ok()??;
-    if !plan.counts(pid, group != first, &call) {
+    let counts = !(who == Who::Children && group == first) && plan.counts(pid, group != first, &call);
+    if plan.leaves_out_the_same() {
+        let victim = if who == Who::Children { group } else { first };
+        let same = counts && changes.none_since_kill_of(victim);
+        // Who is about to end does nothing more, whoever is killed; but its parent hears of it.
+        let ends = who == Who::Itself && group != first && call.name == "exit_group";
+        changes.begin(pid, if ends { Effect::None } else { call.effect() });
+        if same {
+            trace.same += 1;
+            return None;
+        }
+    }
+    if !counts {
         return None;
     }
-    let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned();
-    let point = Point { program, call };
-    match plan.deed(&point) {
+    let stop = Stop { pid, call };
+    match plan.deed(stop) {
         Deed::Let => return None,
         Deed::Kill => {
+            trace.disturbed = Some(stop.point());
             let _ = match who {
                 Who::Itself => kill(first, Signal::SIGKILL),
                 Who::Children => kill(group, Signal::SIGKILL),
@@ -285,12 +330,12 @@ fn at_call(pid: Pid, first: Pid, who: Who, plan: &mut dyn Plan, trace: &mut Trac
             };
         }
         Deed::Fault(fault) => {
-            let way = fault.inject(pid, &point.call).ok()?;
+            let point = stop.point();
+            let way = fault.inject(pid, &call).ok()?;
             trace.disturbed = Some(point);
             return if let Way::Afterwards(answer) = way { Some(answer) } else { None };
         }
     }
-    trace.disturbed = Some(point);
     None
 }
 

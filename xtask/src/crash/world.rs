@@ -89,8 +89,7 @@ pub struct World<'a> {
     sandbox: Sandbox,
     kept: PathBuf,
     stand_in: bool,
-    /// Processes that were there before.
-    strangers: BTreeSet<String>,
+    strangers: Strangers,
     _server: Option<Server>,
 }
 
@@ -114,7 +113,7 @@ impl<'a> World<'a> {
         }
         let server = run::serve(&case.http, &mut vars)?;
         let kept = ground.join("kept");
-        let mut world = Self { case, vars, sandbox, kept, stand_in, strangers: processes().collect(), _server: server };
+        let mut world = Self { case, vars, sandbox, kept, stand_in, strangers: Strangers::now(), _server: server };
         let (_, earlier) = case.calls.split_last().context("A case without a call")?;
         for call in earlier {
             world.expected(call, None)?;
@@ -135,18 +134,23 @@ impl<'a> World<'a> {
         self.sandbox.root()
     }
 
-    /// Puts everything back as it was before the last call.
+    /// How everything was before the last call.
+    pub fn kept(&self) -> &Path {
+        &self.kept
+    }
+
+    /// Puts everything back as it was before the last call, but for [`FIXED`].
     ///
     /// # Errors
     /// Files that cannot be removed or copied.
     pub fn restore(&self) -> Result<()> {
         let root = self.root();
-        for entry in fs::read_dir(&root)? {
-            let path = entry?.path();
+        for name in parts(&root)? {
+            let path = root.join(&name);
             if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }
                 .with_context(|| format!("Cannot remove {}", path.display()))?;
         }
-        tool(Command::new("cp").arg("-a").arg("-T").arg(&self.kept).arg(&root))
+        tool(Command::new("cp").args(["-a", "--parents"]).args(parts(&self.kept)?).arg(&root).current_dir(&self.kept))
     }
 
     /// Runs a call and holds it against what the case expects.
@@ -235,6 +239,24 @@ impl<'a> World<'a> {
     }
 }
 
+/// What no action writes to: the tree of links to the binary, which makes up most of the sandbox.
+const FIXED: [&str; 2] = ["one/var/remotes", "one/lib"];
+
+/// The least number of paths below a sandbox that are all of it but [`FIXED`].
+fn parts(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut parts = Vec::new();
+    for dir in ["", "one", "one/var"] {
+        for entry in fs::read_dir(root.join(dir)).with_context(|| format!("Cannot read {}", root.display()))? {
+            let name = Path::new(dir).join(entry?.file_name());
+            let divided = name == Path::new("one") || name == Path::new("one/var");
+            if !divided && !FIXED.iter().any(|fixed| name == Path::new(fixed)) {
+                parts.push(name);
+            }
+        }
+    }
+    Ok(parts)
+}
+
 /// Numbers of all processes.
 fn processes() -> impl Iterator<Item = String> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -242,11 +264,37 @@ fn processes() -> impl Iterator<Item = String> {
     names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// Who has nothing to do with this world: a look at every file of every process on a busy machine takes long.
+struct Strangers {
+    /// Processes that were there before.
+    processes: BTreeSet<String>,
+    /// Spaces of mounts that were there before, but for ours: who is born there is a stranger too.
+    spaces: BTreeSet<PathBuf>,
+}
+
+impl Strangers {
+    fn now() -> Self {
+        let processes: BTreeSet<String> = processes().collect();
+        let own = space("self");
+        let spaces = processes.iter().filter_map(|name| space(name)).filter(|space| Some(space) != own.as_ref());
+        Self { spaces: spaces.collect(), processes }
+    }
+
+    fn have(&self, name: &String) -> bool {
+        self.processes.contains(name) || space(name).is_some_and(|space| self.spaces.contains(&space))
+    }
+}
+
+/// The space of mounts that a process lives in.
+fn space(name: &str) -> Option<PathBuf> {
+    fs::read_link(Path::new("/proc").join(name).join("ns/mnt")).ok()
+}
+
 /// Processes with this directory in their arguments, or with a file below it open.
-fn users(root: &Path, strangers: &BTreeSet<String>) -> Vec<String> {
+fn users(root: &Path, strangers: &Strangers) -> Vec<String> {
     let text = root.display().to_string();
     let mut found = Vec::new();
-    for name in processes().filter(|name| !strangers.contains(name)) {
+    for name in processes().filter(|name| !strangers.have(name)) {
         let process = Path::new("/proc").join(&name);
         let line = fs::read(process.join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");

@@ -80,6 +80,7 @@ pub fn replay(case: &Case, tree: &Tree, choice: Choice) -> Result<Row> {
     let Some(recorded) = recorded else { return Ok(row) };
     let cuts = cuts(&recorded.events, recorded.over, choice);
     row.points = cuts.len();
+    row.full = choice.most == usize::MAX;
     for (number, moment) in cuts.iter().enumerate() {
         cut(&image, &recorded.base, &recorded.events, moment.events, moment.fate)?;
         choice.kind.repair(&image)?;
