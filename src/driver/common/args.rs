@@ -217,15 +217,30 @@ impl VmPlace {
     /// # Errors
     /// `source` does not end like that.
     pub fn image(&self, source: &Path) -> Result<ImageFiles> {
-        let bad =
-            || Misuse(format!("Bad image source {:?}: it has to be <datastores>/<datastore>/<file>", source.display()));
-        let base = source.parent().and_then(Path::file_name).ok_or_else(bad)?;
-        let file = source.file_name().ok_or_else(bad)?;
-        if base.to_str().and_then(plain_number).is_none() {
-            bail!(bad());
-        }
+        let (base, file) = image_names(source)?;
         let base = self.root.join(base);
         Ok(ImageFiles::new(&base, &base.join(file)).map_err(|e| Misuse(e.to_string()))?)
+    }
+}
+
+/// The files of an image by the place that oned registers it at, on whichever machine: `<datastores>/<datastore>/<file>`.
+///
+/// # Errors
+/// `source` does not end like that.
+pub fn registered(source: &Path) -> Result<ImageFiles> {
+    image_names(source)?;
+    Ok(ImageFiles::new(source.parent().unwrap_or(Path::new("/")), source).map_err(|e| Misuse(e.to_string()))?)
+}
+
+/// Datastore and file in the end of an image's place.
+fn image_names(source: &Path) -> Result<(&OsStr, &OsStr)> {
+    let base = source.parent().and_then(Path::file_name);
+    match (base, source.file_name()) {
+        (Some(base), Some(file)) if base.to_str().and_then(plain_number).is_some() => Ok((base, file)),
+        _ => bail!(Misuse(format!(
+            "Bad image source {:?}: it has to be <datastores>/<datastore>/<file>",
+            source.display()
+        ))),
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::args::lock_of;
+use super::args::{Disk, lock_of};
 use super::backing::{LAYER_HEAD, is_image, judged, likely, without_self_links};
 use super::disk::{Target, record};
 use super::layers::HEAD;
@@ -23,6 +23,9 @@ use crate::tool::util_linux;
 
 /// `LCM_STATE` of a VM whose hypervisor resizes the disk.
 const DISK_RESIZE: u32 = 62;
+
+/// Most links that lead from a disk to its file.
+const LINKS: u32 = 4;
 
 /// See the module.
 pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
@@ -54,8 +57,12 @@ pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     ];
     questions.extend(disk.dirs());
     questions.extend(layers.iter().map(|path| Op::Head { path: path.clone(), len: LAYER_HEAD }));
+    // Where there are no snapshots, the disk is the first layer.
+    let may_be_links: Vec<PathBuf> = layers.iter().cloned().chain([disk.snapshots().join("0")]).collect();
+    questions.extend(may_be_links.iter().map(|path| Op::ReadLink { path: path.clone() }));
     let mut answers = cx.query(&place.host, questions).with_context(|| failure.clone())?;
-    let heads = answers.split_off(answers.len().min(6));
+    let mut heads = answers.split_off(answers.len().min(6));
+    let links = heads.split_off(heads.len().min(layers.len()));
     let dirs = answers.split_off(answers.len().min(4));
     disk.refuse_links(&dirs).with_context(|| failure.clone())?;
     let [link, stat, head, origin_head] = <[Value; 4]>::try_from(answers)
@@ -63,14 +70,9 @@ pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     let Some(stat) = stat.stat() else { bail!("{failure}: it does not exist on {}", place.host.name()) };
 
     // What is decided.
-    let file = match link {
-        Value::Bytes(text) => behind(&disk.path, Path::new(OsStr::from_bytes(&text))),
-        _ => disk.path.clone(),
-    };
-    let own = file == disk.path || file.parent() == Some(&disk.snapshots()) || is_image(&place.root, &file);
-    if !own {
-        bail!("{failure}: it is a link to {}, which is not a part of it", file.display());
-    }
+    let mut links: HashMap<PathBuf, Value> = may_be_links.into_iter().zip(links).collect();
+    links.insert(disk.path.clone(), link);
+    let file = own_file(cx, &disk, links).with_context(|| failure.clone())?;
     let (format, bytes) = if wanted.format.trimmed() == Some("raw") {
         // A guest can write anything into it, another format's header too.
         ("raw", stat.size)
@@ -96,6 +98,27 @@ pub fn resize(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     let ops = [Op::Lock { name: lock_of(id, &disk.name()), wait_seconds: 600 }, Op::Run(enlarge)];
     cx.apply(Step::new(&place.host, format!("Enlarge it to {mib} MiB"), ops).or_say(failure))?;
     Ok(Reply::Nothing)
+}
+
+/// The file behind the disk's link: every step stays within the disk or ends at an image. A layer that is a link to
+/// something else would have that enlarged. `links` holds answers that are at hand.
+fn own_file(cx: &Cx<'_>, disk: &Disk, mut links: HashMap<PathBuf, Value>) -> Result<PathBuf> {
+    let mut file = disk.path.clone();
+    for _ in 0..LINKS {
+        let link = match links.remove(&file) {
+            Some(link) => link,
+            None => cx.ask(&disk.place.host, Op::ReadLink { path: file.clone() })?,
+        };
+        let Value::Bytes(text) = link else { return Ok(file) };
+        file = behind(&file, Path::new(OsStr::from_bytes(&text)));
+        if is_image(&disk.place.root, &file) {
+            return Ok(file);
+        }
+        if file.parent() != Some(&disk.snapshots()) {
+            bail!("It is a link to {}, which is not a part of it", file.display());
+        }
+    }
+    bail!("{} leads through more than {LINKS} links", disk.path.display())
 }
 
 /// What a link at `path` leads to, one step.

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::chains::{self, Query};
 use crate::context::Cx;
-use crate::driver::common::args::{Disk, lock_of};
+use crate::driver::common::args::{Disk, lock_of, registered};
 use crate::driver::common::backing::judged;
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
@@ -45,9 +45,7 @@ pub fn cpds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     };
     let disk = request.disk(cx, 0, id)?;
     let to = request.holder(cx, 1)?;
-    let path = request.path(1)?;
-    let files = ImageFiles::new(path.parent().unwrap_or(Path::new("/")), &path);
-    let files = files.map_err(|error| Misuse(error.to_string()))?;
+    let files = registered(&request.path(1)?)?;
     let failure = format!("Error copying {} to {}", disk.place.text, files.image.display());
     let vm = cx.oned().vm(id).with_context(|| failure.clone())?;
     let wanted = record(&vm, id, disk.number).with_context(|| failure.clone())?;

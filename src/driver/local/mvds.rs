@@ -12,7 +12,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 
 use crate::context::Cx;
-use crate::driver::common::args::{Disk, plain_number};
+use crate::driver::common::args::{Disk, plain_number, registered};
 use crate::driver::common::backing::without_self_links;
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
@@ -23,7 +23,6 @@ use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Node, Op, Sparse, Value};
 use crate::exec::step::Step;
 use crate::location::{ImageFiles, normalize, with_suffix};
-use crate::report::Misuse;
 use crate::tool::qemu_img;
 
 /// See the module.
@@ -33,9 +32,7 @@ pub fn mvds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     let _: u32 = request.number(3, "DS_ID")?;
     let from = request.disk(cx, 0, id)?;
     let to = request.holder(cx, 1)?;
-    let path = request.path(1)?;
-    let files = ImageFiles::new(path.parent().unwrap_or(Path::new("/")), &path);
-    let files = files.map_err(|error| Misuse(error.to_string()))?;
+    let files = registered(&request.path(1)?)?;
     let failure = format!("Error copying {} to {}", from.place.text, files.image.display());
     let vm = cx.oned().vm(id).with_context(|| failure.clone())?;
     let format = record(&vm, id, from.number).with_context(|| failure.clone())?.format.trimmed();

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::export::Found;
 use crate::context::Cx;
-use crate::driver::common::args::{Disk, lock_of, plain_number};
+use crate::driver::common::args::{Disk, lock_of, plain_number, registered};
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
 use crate::driver::common::journey::{Journey, Load, carry};
@@ -19,7 +19,6 @@ use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Op, Sparse, Value};
 use crate::exec::step::Step;
 use crate::location::{ImageFiles, with_suffix};
-use crate::report::Misuse;
 
 /// See the module.
 pub fn mvds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
@@ -48,10 +47,7 @@ pub fn mvds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
 
 /// Where the image is that the argument `[HOST:]SOURCE` names: on the front-end where it names no host.
 pub fn place_of_image(cx: &Cx<'_>, request: &TmRequest) -> Result<(Arc<dyn Host>, ImageFiles)> {
-    let (keeper, source) = (request.holder(cx, 1)?, request.path(1)?);
-    let base = source.parent().unwrap_or(Path::new("/"));
-    let image = ImageFiles::new(base, &source).map_err(|e| Misuse(e.to_string()))?;
-    Ok((keeper, image))
+    Ok((request.holder(cx, 1)?, registered(&request.path(1)?)?))
 }
 
 /// A disk on its way back.
