@@ -7,7 +7,7 @@
 //! take off.
 //!
 //! Only mounts whose answers come from elsewhere are asked: the network, FUSE, what is unknown. On a host with none of
-//! these it costs a look at the table of mounts. An answer holds for [`HOLDS`], a silence for [`SILENT`], so that
+//! these it costs a look at the table of mounts. An answer holds for `HOLDS`, a silence for `SILENT`, so that
 //! roll-back does not wait again.
 //!
 //! Links are followed by text, and never through a mount that has not answered. Names that programs are given count

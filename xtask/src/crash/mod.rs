@@ -10,11 +10,11 @@
 //! 3. Afterwards the tree is that of an undisturbed run, in names, contents and modes; no process and no mount is left.
 //!
 //! With `--fault` a call fails in the place of the kill ([`fault`]), with `--lie` a program answers wrongly ([`lies`]), with
-//! `--cut` the line to a host breaks ([`line`]), with `--hang` storage does not answer ([`hang`]); what has to hold then is
+//! `--cut` the line to a host breaks ([`mod@line`]), with `--hang` storage does not answer ([`hang`]); what has to hold then is
 //! in [`faults`].
 //!
 //! Reading order: [`calls`], [`tracer`], [`same`], [`remote`], [`world`], [`state`], [`left`], [`scenario`], [`fault`], [`faults`],
-//! [`lies`], [`line`], [`hang`], [`report`].
+//! [`lies`], [`mod@line`], [`hang`], [`report`].
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
