@@ -437,9 +437,8 @@ fn a_link_in_the_place_of_a_directory_leads_nowhere() {
     ground.with_agent();
     let mut wrongs = Vec::new();
     for (kind, mad, name, action) in entries().into_iter().filter(|(kind, mad, ..)| *kind == "tm" && *mad != "shared") {
-        let mut places = vec![("disk.0", 3), ("disk.0", 5), ("disk.2", 3), ("", 3)];
-        // A layer: `ssh` still follows it when it saves or copies the disk, see docs/reliability.md.
-        places.extend((name == "resize").then_some(("disk.0", 7)));
+        // A directory, the disk, and a layer.
+        let places = [("disk.0", 3), ("disk.0", 5), ("disk.2", 3), ("", 3), ("disk.0", 7)];
         for (disk, at) in places {
             ground.reset();
             let before = ground.others();

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::cache::{self, Cache};
 use crate::context::Cx;
-use crate::driver::common::args::VmPlace;
+use crate::driver::common::args::{VmPlace, registered};
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::image::Image;
 use crate::driver::common::journey::{Journey, Load, carry};
@@ -157,9 +157,7 @@ fn run(cx: &Cx<'_>, request: &TmRequest, gets: Gets) -> Result<Reply> {
 
 /// The files of the image that the first argument names, where they lie.
 fn files(request: &TmRequest) -> Result<ImageFiles> {
-    let path = request.path(0)?;
-    let base = path.parent().unwrap_or(Path::new("/"));
-    Ok(ImageFiles::new(base, &path).map_err(|error| Misuse(error.to_string()))?)
+    registered(&request.path(0)?)
 }
 
 fn plan(cx: &Cx<'_>, from: &Arc<dyn Host>, image: &Image, wanted: &Wanted<'_>, gets: Gets) -> Result<Plan> {

@@ -67,6 +67,10 @@ impl Found {
             _ => path.to_owned(),
         };
         let is_link = file != path;
+        let itself = Op::Stat { path: file.clone(), follow: false };
+        if is_link && cx.ask(host, itself)?.stat().is_none_or(|stat| stat.kind != FileKind::File) {
+            bail!("{} is no file, and no layer can be a link", file.display());
+        }
         let alone = Self { file: file.clone(), size: stat.size, merge: None };
         if format.is_none_or(|format| format == "raw") && !is_link {
             // A guest can write anything into it, another format's header too.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 
 use crate::context::Cx;
+use crate::driver::common::args::registered;
 use crate::driver::common::folder::Folder;
 use crate::driver::common::image::{self, Image};
 use crate::driver::common::layers::{Layer, Layers, data_format};
@@ -53,8 +54,7 @@ impl Found {
     /// # Errors
     /// It is missing, unsafe, or refers to what is not a part of it.
     pub fn look(cx: &Cx<'_>, host: &Arc<dyn Host>, source: &Path, format: Option<&str>) -> Result<Self> {
-        let base = source.parent().unwrap_or(Path::new("/"));
-        let files = ImageFiles::new(base, source).map_err(|e| crate::report::Misuse(e.to_string()))?;
+        let files = registered(source)?;
         let asked = [Folder::question(&files.base), Op::Head { path: files.md5sum(), len: 64 }];
         let questions = Image::questions(&files).into_iter().chain(asked);
         let answers = cx.query(host, questions)?;
