@@ -9,14 +9,8 @@ use std::time::Duration;
 #[path = "faults/house.rs"]
 #[allow(dead_code)]
 mod house;
-#[path = "faults/kills.rs"]
-#[allow(dead_code)]
-mod kills;
 #[path = "lab/mount.rs"]
 mod mount;
-#[path = "transfer/server.rs"]
-#[allow(clippy::unwrap_used, dead_code)]
-mod server;
 #[path = "lab/sshd.rs"]
 #[allow(dead_code)]
 mod sshd;
@@ -349,63 +343,6 @@ fn an_action_that_is_killed_in_the_middle_leaves_nothing_on_a_bridge() {
         for staging in [false, true] {
             cut_off(agent, true, staging);
         }
-    }
-}
-
-/// The system calls of the main thread that belong to the work: name and how many of that name there were before.
-fn calls_of(trace: &str, base: &Path) -> Vec<(String, usize)> {
-    let mut counts = std::collections::BTreeMap::new();
-    let mut found = Vec::new();
-    let mut begun = false;
-    for line in trace.lines() {
-        let Some((name, _)) = line.split_once('(') else { continue };
-        let count = counts.entry(name.to_owned()).or_insert(0_usize);
-        *count += 1;
-        // Before that there is only the launcher, the loader and the reading of the document.
-        begun |= line.contains(&base.display().to_string());
-        if begun {
-            found.push((name.to_owned(), *count));
-        }
-    }
-    found
-}
-
-/// Every action killed at system calls spread over its work, exactly: `strace` kills the main thread as it makes the
-/// n-th call of a name. `ONESTORE_LAB_KILLS` sets how many for each action.
-#[test]
-#[ignore = "needs root, strace"]
-fn every_action_can_be_killed_at_any_system_call() {
-    let body: Vec<u8> = (0..3_u32 << 18).flat_map(|n| n.wrapping_mul(0x9E37_79B9).to_le_bytes()).collect();
-    let web = server::Server::start(move |_, _| server::Reply::ok(&body));
-    let url = web.url("/disk.raw");
-    let set = "/^(open|mkdir|link|unlink|rmdir|rename|write|pwrite|fsync|ftruncate|fallocate|ioctl|copy_file|clone|vfork|\
-               fork|poll|wait|flock|close|exit|pidfd|statx|lseek)";
-    let most: usize = std::env::var("ONESTORE_LAB_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
-    for case in kills::CASES {
-        let reference = kills::reference(case, &url);
-        let calls = {
-            let mut house = House::new();
-            let trace = house.path("home/trace");
-            let words =
-                ["strace", "-qq", "-s", "300", "-o", &trace.display().to_string(), "-e", &format!("trace={set}")];
-            house.wrapper = words.map(str::to_owned).to_vec();
-            let document = (case.set_up)(&house, &url);
-            house.call(case.action, &document).reply(case.name);
-            calls_of(&fs::read_to_string(trace).expect("a trace"), &house.base)
-        };
-        let mut kills = 0;
-        for (name, count) in calls.iter().rev().step_by(calls.len().div_ceil(most).max(1)) {
-            let mut house = House::new();
-            let inject = format!("inject={name}:signal=KILL:when={count}");
-            house.wrapper = ["strace", "-qq", "-o", "/dev/null", "-e", &inject].map(str::to_owned).to_vec();
-            let document = (case.set_up)(&house, &url);
-            let ran = house.call(case.action, &document);
-            kills += usize::from(house::was_killed(&ran));
-            house.wrapper.clear();
-            kills::check(case, &house, &document, &reference, &ran, &format!("killed at {name} {count}"));
-        }
-        println!("{}: killed {kills} times, {} calls", case.name, calls.len());
-        assert!(kills * 3 > most.min(calls.len()), "{} was killed only {kills} times", case.name);
     }
 }
 
