@@ -20,6 +20,9 @@ const BATCH: usize = 16;
 /// Bytes of a record.
 const RECORD: usize = 44;
 
+/// The number of no range: a record that takes the certainty from the whole journal.
+const DOUBT: u64 = u64::MAX;
+
 /// Most ranges that a journal can name: those of 4 TiB.
 const MOST: usize = 4 << 20;
 
@@ -91,7 +94,7 @@ impl Journal {
         reader.by_ref().take(400).read_line(&mut line).ok()?;
         let then = line.strip_suffix('\n')?.strip_prefix(&title(identity))?.strip_prefix(' ')?;
         let now = state(identity);
-        let sure = then == now && !now.ends_with(' ');
+        let mut sure = then == now && !now.ends_with(' ');
         let mut ranges = Vec::new();
         let mut record = [0; RECORD];
         while ranges.len() < MOST && reader.read_exact(&mut record).is_ok() {
@@ -99,8 +102,12 @@ impl Journal {
             let (at, digest) = entry.split_first_chunk::<8>()?;
             let at = u64::from_le_bytes(*at);
             // A record that was torn shifts all that follow it.
-            if check(entry) != told || at >= identity.ranges() {
+            if check(entry) != told || (at >= identity.ranges() && at != DOUBT) {
                 break;
+            }
+            if at == DOUBT {
+                sure = false;
+                continue;
             }
             ranges.push((at, digest.try_into().ok()?));
         }
@@ -122,6 +129,16 @@ impl Journal {
         let check = check(&self.waiting[begin..]);
         self.waiting.extend_from_slice(&check);
         if self.waiting.len() >= BATCH * RECORD { self.flush() } else { Ok(()) }
+    }
+
+    /// Notes that somebody else has written to the copy. It cannot be told what, so that all that was entered is compared
+    /// by every later journey too, also by one behind a journey that was cut before it had compared everything.
+    ///
+    /// # Errors
+    /// What the system answers.
+    pub fn doubt(&mut self) -> io::Result<()> {
+        self.add(DOUBT, &Digest::default())?;
+        self.flush()
     }
 
     /// Writes what is waiting.
@@ -198,6 +215,14 @@ mod tests {
         drop(journal);
         let entries = Journal::read(&path, &OF).expect("of this");
         assert_eq!((entries.sure_of(3), entries.sure_of(9), entries.sure_of(4)), (Some([3; 32]), Some([2; 32]), None));
+        // Of a copy that somebody has written to nothing is certain, whatever is entered later.
+        let other = dir.path().join("doubted");
+        std::fs::copy(&path, &other).expect("copies");
+        let mut journal = Journal::open(&other).expect("opens");
+        journal.doubt().and_then(|()| journal.add(4, &[4; 32])).expect("adds");
+        drop(journal);
+        let doubted = Journal::read(&other, &OF).expect("of this");
+        assert_eq!((doubted.sure_of(4), doubted.ranges.len()), (None, 3));
         // Its times were set back after it had been written to.
         let touched = Journal::read(&path, &Identity { ctime: 7, ..OF }).expect("of this");
         assert_eq!((touched.sure_of(3), touched.ranges.len()), (None, 2));

@@ -192,7 +192,10 @@ impl End for Store {
             }
             _ => Journal::open(&journal_path),
         };
-        let journal = journal.map_err(|e| Failure::io("write", &journal_path, &e))?;
+        let mut journal = journal.map_err(|e| Failure::io("write", &journal_path, &e))?;
+        if begin.first && known.as_ref().is_some_and(|entries| !entries.sure) {
+            journal.doubt().map_err(|e| Failure::io("write", &journal_path, &e))?;
+        }
         let entries = known.unwrap_or_default();
         let known = Known { spans: spans(entries.ranges.iter().map(|(at, _)| *at)), sure: entries.sure };
         *opened = Some(Target { file: target, identity: begin.identity, journal, entries });
