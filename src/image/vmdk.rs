@@ -28,17 +28,16 @@ pub(super) fn is_vmdk(start: &[u8]) -> bool {
     if start.get(..21).is_some_and(|first| first.eq_ignore_ascii_case(b"# Disk DescriptorFile")) {
         return true;
     }
-    // No line has to be looked for where none of these begins; most disks begin with something else, or with nothing.
-    if !matches!(start.trim_ascii_start().first(), Some(b'#' | b'v' | b'V')) {
-        return false;
-    }
-    // Comments and blank lines, then `version=1`. Ours is laxer than the probe: more is refused, not less.
-    for line in start.split(|&byte| byte == b'\n').take(1000) {
-        let line = line.trim_ascii();
-        if line.is_empty() || line.starts_with(b"#") {
-            continue;
+    // Comments and blank lines, then `version=1`. Ours is laxer than the probe: more is refused, not less. Only comments
+    // are read to their end; most disks begin with something else, or with nothing.
+    let mut rest = start.trim_ascii_start();
+    for _ in 0..1000 {
+        if !rest.starts_with(b"#") {
+            let blank = rest.iter().skip(12).take_while(|&&byte| byte != b'\n').all(u8::is_ascii_whitespace);
+            return blank && rest.get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"version="));
         }
-        return line.get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"version=")) && line.len() <= 12;
+        let Some(end) = rest.iter().position(|&byte| byte == b'\n') else { return false };
+        rest = rest[end..].trim_ascii_start();
     }
     false
 }

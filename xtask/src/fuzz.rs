@@ -40,9 +40,24 @@ pub struct Args {
     /// Run what was compiled before, whatever has changed since
     #[arg(long, conflicts_with = "build")]
     built: bool,
+    /// Do not trace comparisons: libFuzzer learns less from a run, and makes about twice as many; for long campaigns
+    #[arg(long)]
+    plain: bool,
 }
 
-/// Counters for every edge, and comparisons that libFuzzer learns from.
+impl Args {
+    /// What was asked for of rustc.
+    fn flags(&self) -> &'static [&'static str] {
+        if self.plain { &FLAGS[..FLAGS.len() - 1] } else { FLAGS }
+    }
+
+    /// The folder in the build folder where programs of this kind lie.
+    fn programs(&self) -> &'static str {
+        if self.plain { "programs-plain" } else { "programs" }
+    }
+}
+
+/// Counters for every edge, and, in the last one, comparisons that libFuzzer learns from.
 const FLAGS: &[&str] = &[
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -91,7 +106,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let mut tally = args.tally.as_deref().map(Tally::open).transpose()?.unwrap_or_default();
     let build = folder(root);
     if !args.built {
-        compile(root, &build)?;
+        compile(root, &build, args)?;
     }
     if args.build {
         return Ok(ExitCode::SUCCESS);
@@ -100,7 +115,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let memory = Path::new("/dev/shm");
     let work = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
     let work = work.context("Cannot make a temporary folder")?;
-    let place = Place { root, build: &build, work: work.path() };
+    let place = Place { root, build: &build, programs: build.join(args.programs()), work: work.path() };
     println!("{:<14} {:>12} {:>9} {:>9} {:>14}  result", "target", "executions", "seconds", "a second", "in all runs");
     let mut failed = false;
     for name in &chosen {
@@ -139,7 +154,7 @@ fn folder(root: &Path) -> PathBuf {
 }
 
 /// Compiles into that folder.
-fn compile(root: &Path, target: &Path) -> Result<()> {
+fn compile(root: &Path, target: &Path, args: &Args) -> Result<()> {
     let rustc = Command::new("rustc").arg("-vV").output().context("Cannot run rustc")?;
     let text = String::from_utf8_lossy(&rustc.stdout).into_owned();
     let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not name its host")?;
@@ -148,12 +163,12 @@ fn compile(root: &Path, target: &Path) -> Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     cargo.args(words).current_dir(root).env("CARGO_TARGET_DIR", target);
     // Cargo is told the flags, so that it knows what is built with others.
-    cargo.env("RUSTFLAGS", [&["--cfg", "fuzzing"], FLAGS].concat().join(" "));
+    cargo.env("RUSTFLAGS", [&["--cfg", "fuzzing"], args.flags()].concat().join(" "));
     cargo.env("RUSTC_WRAPPER", std::env::current_exe().context("We have no path")?).env(AS_RUSTC, "1");
     let status = cargo.status().context("Cannot run cargo")?;
     ensure!(status.success(), "The fuzz targets do not compile");
     // Whoever builds meanwhile does not change what runs.
-    let programs = target.join("programs");
+    let programs = target.join(args.programs());
     fs::create_dir_all(&programs).with_context(|| format!("Cannot make {}", programs.display()))?;
     for name in targets(root)? {
         let (from, to) = (target.join(host).join("release").join(&name), programs.join(&name));
@@ -167,8 +182,10 @@ fn compile(root: &Path, target: &Path) -> Result<()> {
 struct Place<'a> {
     /// The repository.
     root: &'a Path,
-    /// The build: `programs`, and `found`, which earlier runs of this build folder have left.
+    /// The build; in it `found`, which earlier runs of this build folder have left.
     build: &'a Path,
+    /// The programs that are run.
+    programs: PathBuf,
     /// A folder for what targets write.
     work: &'a Path,
 }
@@ -184,7 +201,7 @@ impl Place<'_> {
     }
 
     fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.build.join("programs").join(name));
+        let mut command = Command::new(self.programs.join(name));
         command.args(LIMITS).env("TMPDIR", self.work).stdin(Stdio::null()).stdout(Stdio::null());
         command
     }
