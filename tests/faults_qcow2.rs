@@ -7,26 +7,18 @@ use std::net::UdpSocket;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
-#[path = "faults/cloud.rs"]
-#[allow(dead_code)]
-mod cloud;
+#[path = "hosts/tm_faults.rs"]
+#[allow(dead_code, reason = "each test uses its part")]
+mod tm_faults;
 
-use cloud::{Cloud, qemu_img, same, signal};
+use tm_faults::{Case, Cloud, MOMENTS, cancelled, disturbances, killed, qemu_img, same, signal};
 
-/// Moments of a run at which it is disturbed.
-const MOMENTS: u32 = 6;
-
-/// An action, what it needs, and what has to be there when it is done.
-struct Case {
-    action: &'static str,
-    words: &'static [&'static str],
-    prepare: fn(&Cloud),
-    check: fn(&Cloud),
-}
+/// The transfer manager.
+const MAD: &str = "qcow2";
 
 const RAW: Case = Case {
     action: "clone",
@@ -72,65 +64,6 @@ const CPDS: Case = Case {
     prepare: |cloud| drop(cloud.image("ds/103/7/disk.2", 24)),
     check: |cloud| assert!(same(&cloud.path("ds/1/new"), &cloud.path("ds/103/7/disk.2"))),
 };
-
-/// Runs a case undisturbed and gives how long that took.
-fn reference(case: &Case) -> Duration {
-    let cloud = Cloud::new();
-    (case.prepare)(&cloud);
-    let begin = Instant::now();
-    cloud.done(case.action, case.words);
-    (case.check)(&cloud);
-    begin.elapsed()
-}
-
-fn killed(case: &Case) {
-    let took = reference(case);
-    for moment in 0..MOMENTS {
-        let cloud = Cloud::new();
-        (case.prepare)(&cloud);
-        let mut child = cloud.start(case.action, case.words);
-        std::thread::sleep(took * moment / MOMENTS);
-        signal(&child, Signal::KILL);
-        child.wait().expect("waits");
-        // What is called a saved image is one, at any time.
-        let saved = cloud.path("ds/1/new");
-        assert!(!saved.exists() || same(&saved, &cloud.path("ds/103/7/disk.2")), "{} at {moment}", case.action);
-        cloud.done(case.action, case.words);
-        (case.check)(&cloud);
-        assert_eq!(cloud.staged(), Vec::<String>::new(), "{} at {moment}", case.action);
-    }
-}
-
-fn cancelled(case: &Case) {
-    let took = reference(case);
-    for moment in 0..MOMENTS {
-        let cloud = Cloud::new();
-        (case.prepare)(&cloud);
-        let before = cloud.listing();
-        let child = cloud.start(case.action, case.words);
-        std::thread::sleep(took * moment / MOMENTS);
-        signal(&child, Signal::TERM);
-        let ran = child.wait_with_output().expect("waits");
-        let about = format!("{} at {moment}: {}", case.action, String::from_utf8_lossy(&ran.stderr));
-        match ran.status.code() {
-            Some(0) => (case.check)(&cloud),
-            // Before the first instruction of ours there is no code.
-            Some(143) | None => assert_eq!(cloud.listing(), before, "{about}"),
-            code => panic!("{about}: {code:?}"),
-        }
-    }
-}
-
-macro_rules! disturbances {
-    ($($name:ident $case:ident),*) => { $(
-        mod $name {
-            #[test]
-            fn killed() { super::killed(&super::$case); }
-            #[test]
-            fn cancelled() { super::cancelled(&super::$case); }
-        }
-    )* };
-}
 
 disturbances!(clone_raw RAW, clone_overlay OVERLAY, clone_standalone STANDALONE, ln LN, mkimage MKIMAGE, cpds CPDS);
 

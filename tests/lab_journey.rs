@@ -377,7 +377,10 @@ fn whenever_it_is_cut_the_target_is_absent_or_whole() {
         fs::remove_file(&load.to).expect("there");
         assert!(lab.staged().is_empty(), "cut {cut} of seed {seed}: {:?}", lab.staged());
         if (cut + 1) % 20 == 0 {
-            println!("{} of {cuts} cuts: {whole} went through, {absent} failed and were whole at the second try", cut + 1);
+            println!(
+                "{} of {cuts} cuts: {whole} went through, {absent} failed and were whole at the second try",
+                cut + 1
+            );
         }
     }
     println!("{cuts} cuts, seed {seed}: {whole} went through, {absent} failed and were whole at the second try");

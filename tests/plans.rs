@@ -12,6 +12,9 @@ use std::process::Command;
 use onestore::action::Kind;
 use onestore::driver::{Driver, Request, Serve};
 
+#[macro_use]
+#[path = "hosts/plan.rs"]
+mod plan;
 #[path = "hosts/calls.rs"]
 #[allow(dead_code)]
 mod calls;
@@ -101,13 +104,8 @@ impl Cloud {
     }
 }
 
-macro_rules! plan {
-    ($name:expr, $text:expr) => {
-        insta::with_settings!({ snapshot_path => "plans/fs", prepend_module_to_snapshot => false, omit_expression => true }, {
-            insta::assert_snapshot!($name, $text);
-        });
-    };
-}
+/// Where the snapshots lie.
+const PLANS: &str = "plans/fs";
 
 fn path_of(path: &Path) -> String {
     format!("<TYPE>0</TYPE><PATH>{}</PATH>", path.display())

@@ -8,19 +8,17 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
+#[macro_use]
+#[path = "hosts/plan.rs"]
+mod plan;
 #[path = "hosts/tm_cloud.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod tm_cloud;
 
 use tm_cloud::Cloud;
 
-macro_rules! plan {
-    ($name:expr, $text:expr) => {
-        insta::with_settings!({ snapshot_path => "plans/qcow2", prepend_module_to_snapshot => false, omit_expression => true }, {
-            insta::assert_snapshot!($name, $text);
-        });
-    };
-}
+/// Where the snapshots lie.
+const PLANS: &str = "plans/qcow2";
 
 const SOURCE: &str = "fe:{ds}/1/abc";
 

@@ -11,6 +11,9 @@ use std::process::Command;
 use onestore::action::Kind;
 use onestore::driver::{Driver, Serve, TmRequest};
 
+#[macro_use]
+#[path = "hosts/plan.rs"]
+mod plan;
 #[path = "hosts/calls.rs"]
 #[allow(dead_code)]
 mod calls;
@@ -111,13 +114,8 @@ impl Cloud {
     }
 }
 
-macro_rules! plan {
-    ($name:expr, $text:expr) => {
-        insta::with_settings!({ snapshot_path => "plans/qcow2", prepend_module_to_snapshot => false, omit_expression => true }, {
-            insta::assert_snapshot!($name, $text);
-        });
-    };
-}
+/// Where the snapshots lie.
+const PLANS: &str = "plans/qcow2";
 
 #[test]
 fn snap_create() {

@@ -5,19 +5,17 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+#[macro_use]
+#[path = "hosts/plan.rs"]
+mod plan;
 #[path = "hosts/tm_cloud.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
 mod tm_cloud;
 
 use tm_cloud::Cloud;
 
-macro_rules! plan {
-    ($name:expr, $text:expr) => {
-        insta::with_settings!({ snapshot_path => "plans/ssh", prepend_module_to_snapshot => false, omit_expression => true }, {
-            insta::assert_snapshot!($name, $text);
-        });
-    };
-}
+/// Where the snapshots lie.
+const PLANS: &str = "plans/ssh";
 
 /// The image on the front-end, which is what a source without a host is too.
 const SOURCE: &str = "{ds}/1/abc";
