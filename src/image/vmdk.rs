@@ -33,8 +33,9 @@ pub(super) fn is_vmdk(start: &[u8]) -> bool {
     let mut rest = start.trim_ascii_start();
     for _ in 0..1000 {
         if !rest.starts_with(b"#") {
-            let blank = rest.iter().skip(12).take_while(|&&byte| byte != b'\n').all(u8::is_ascii_whitespace);
-            return blank && rest.get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"version="));
+            let line = rest.iter().take_while(|&&byte| byte != b'\n');
+            return line.skip(12).all(u8::is_ascii_whitespace)
+                && rest.get(..8).is_some_and(|word| word.eq_ignore_ascii_case(b"version="));
         }
         let Some(end) = rest.iter().position(|&byte| byte == b'\n') else { return false };
         rest = rest[end..].trim_ascii_start();
