@@ -74,11 +74,11 @@ const LIMITS: [&str; 2] = ["-timeout=20", "-rss_limit_mb=1024"];
 
 /// Longest inputs, in bytes, and how many of a hundred runs have them. Most of what a reader decides is decided by
 /// little, and little is read a hundred times as often; what grows with the length needs some that are long.
-const LENGTHS: [(u64, u64); 3] = [(1 << 10, 88), (4 << 10, 10), (24 << 10, 2)];
+const LENGTHS: [(u64, u64); 4] = [(256, 60), (1 << 10, 28), (4 << 10, 10), (24 << 10, 2)];
 
 /// Executions after which a process ends and another one begins with what was found, so that a run that is broken off has
 /// had all lengths.
-const ROUND: u64 = 500_000;
+const ROUND: u64 = 2_000_000;
 
 /// rustc as cargo calls it here: counters are for our own crate only. Those of others tell nothing that we could mend, and
 /// every run pays for them.
