@@ -77,6 +77,13 @@ impl Folder {
         Step::new(&self.host, what, ops).undo(self.leave())
     }
 
+    /// The end of what killed runs left, where nothing else is to be done; nothing where they left nothing.
+    pub fn tidy(&self) -> Option<Step> {
+        let what = format!("Clear away what runs that died have left in {}", self.base.display());
+        let ops = || self.prepare().into_iter().chain(self.leave());
+        (!self.clear.is_empty()).then(|| Step::new(&self.host, what, ops()).best_effort())
+    }
+
     /// Gives the staging directory up.
     pub fn leave(&self) -> [Op; 2] {
         staging::leave(&self.base, &self.owner)

@@ -134,9 +134,14 @@ impl Cache {
         wanted: &Wanted<'_>,
         peers: &[String],
     ) -> Result<Option<Cached>> {
-        if let Some(hit) = self.look(cx, host, wanted)?.hit {
+        let seen = self.look(cx, host, wanted)?;
+        if seen.hit.is_some() {
             cx.info(format!("{} is in the cache of {}", wanted.path.display(), host.name()));
-            return Ok(Some(hit));
+            // A run that was killed right behind the image's name comes again, and finds it here.
+            if let Some(step) = Folder::of(host, &self.path, &seen.staging)?.tidy() {
+                cx.apply(step)?;
+            }
+            return Ok(seen.hit);
         }
         // One action fetches it, the others wait and find it.
         let _held = cx.hold(&format!("onestore-cache-{}-{}", host.name(), wanted.name), FETCH_WAIT)?;
