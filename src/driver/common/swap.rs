@@ -127,14 +127,13 @@ impl Swap<'_> {
             rest.push(remove(&kept, false));
         }
         done.push(rename(&self.image, image));
-        if keeps {
-            let takes_back = match &self.before.image {
-                Was::Link(text) => Some(Op::Symlink { target: text.clone(), link: image.clone() }),
-                Was::File | Was::Nothing => Some(back(image, &self.image)),
-                Was::Other => None,
-            };
-            undo.splice(0..0, takes_back);
-        }
+        let takes_back = match &self.before.image {
+            Was::Nothing => Some(back(image, &self.image)),
+            Was::File if keeps => Some(back(image, &self.image)),
+            Was::Link(text) if keeps => Some(Op::Symlink { target: text.clone(), link: image.clone() }),
+            _ => None,
+        };
+        undo.splice(0..0, takes_back);
         done.push(Op::Sync { path: self.files.base.clone() });
         if rest.is_empty() {
             done.extend(self.folder.leave());
@@ -145,5 +144,109 @@ impl Swap<'_> {
             rest.extend(self.folder.leave());
         }
         (done, undo, rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::exec::control::Control;
+    use crate::exec::host::Host;
+    use crate::exec::host::local::Local;
+    use crate::exec::interpret::Io;
+    use crate::exec::op::Script;
+    use crate::exec::process::Programs;
+
+    /// What an image is: nothing, a file, or a link to a layer.
+    const KINDS: [&str; 3] = ["nothing", "file", "link"];
+
+    /// Makes an image and its folder of layers, all of which say `text`.
+    fn make(image: &Path, folder: &Path, (kind, layers): (&str, bool), text: &str) {
+        if layers {
+            fs::create_dir(folder).expect("makes a folder");
+            fs::write(folder.join(text), text).expect("writes a layer");
+        }
+        match kind {
+            "file" => fs::write(image, text).expect("writes the image"),
+            "link" => symlink(Path::new("abc.snap").join(text), image).expect("links the image"),
+            _ => {}
+        }
+    }
+
+    /// All that is below a directory, with contents.
+    fn seen(dir: &Path) -> Vec<String> {
+        let mut lines = Vec::new();
+        for entry in fs::read_dir(dir).expect("is there").map(|entry| entry.expect("is there").path()) {
+            let is_dir = entry.is_dir() && !entry.is_symlink();
+            let what = fs::read_link(&entry).map_or_else(
+                |_| if is_dir { seen(&entry).join(", ") } else { fs::read_to_string(&entry).unwrap_or_default() },
+                |to| format!("to {}", to.display()),
+            );
+            lines.push(format!("{}: {what}", entry.file_name().unwrap_or_default().display()));
+        }
+        lines.sort();
+        lines
+    }
+
+    /// Does the first `count` operations of a swap, and takes them back or, where all are done, ends it.
+    fn after(was: (&str, bool), new: (&str, bool), count: usize) -> (Vec<String>, Vec<String>, usize) {
+        let base = tempfile::tempdir().expect("a directory");
+        let host: Arc<dyn Host> = Arc::new(Local::new(Programs::default()));
+        let folder = Folder::of(&host, base.path(), &Value::Absent).expect("proc");
+        let run = |ops: Vec<Op>| {
+            let control = Control::only_within(Duration::from_secs(60));
+            host.run(&Script::new(ops), Io::default(), &control).expect("runs")
+        };
+        let files = ImageFiles::new(base.path(), &base.path().join("abc")).expect("an image");
+        make(&files.image, &files.snapshots(), was, "old");
+        let before = seen(base.path());
+        let now = Before::read(&run(Before::questions(&files).into())).expect("answers");
+        run(folder.prepare());
+        let (image, layers) = (folder.staging("abc"), folder.staging("abc.snap"));
+        make(&image, &layers, new, "new");
+        let swap = Swap {
+            folder: &folder,
+            files: &files,
+            before: &now,
+            drops_layers: true,
+            layers: new.1.then(|| layers.clone()),
+            image: image.clone(),
+        };
+        let (mut done, undo, rest) = swap.ops();
+        let all = done.len();
+        done.truncate(count);
+        run(done);
+        if count < all {
+            run(undo);
+            // What the step before takes back.
+            let remove = |path: &Path| Op::Remove { path: path.to_owned(), tree: true, must_exist: false };
+            run([remove(&image), remove(&layers)].into_iter().chain(folder.leave()).collect());
+        } else {
+            run(rest);
+        }
+        (before, seen(base.path()), all)
+    }
+
+    #[test]
+    fn whatever_it_comes_to_it_can_be_taken_back() {
+        for was in KINDS.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+            for new in [("file", false), ("file", true), ("link", true)] {
+                let (_, made, all) = after(was, new, usize::MAX);
+                let image = if new.0 == "file" { "abc: new" } else { "abc: to abc.snap/new" };
+                let wanted: Vec<&str> = [image].into_iter().chain(new.1.then_some("abc.snap: new: new")).collect();
+                assert_eq!(made, wanted, "{was:?} became {new:?}");
+                // Where the name alone changes, there is nothing to take back once it has changed.
+                let keeps = was.1 || new.1 || was.0 == "nothing";
+                for count in (0..all).take_while(|count| keeps || *count < 2) {
+                    let (before, left, _) = after(was, new, count);
+                    assert_eq!(left, before, "{was:?} to {new:?}, after {count} operations");
+                }
+            }
+        }
     }
 }
