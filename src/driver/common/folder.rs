@@ -63,10 +63,7 @@ impl Folder {
 
     /// What every change begins with: the directories, and the end of what killed runs left.
     pub fn prepare(&self) -> Vec<Op> {
-        let mut ops = vec![
-            Op::MakeDir { path: self.base.clone() },
-            self.claim(),
-        ];
+        let mut ops = vec![Op::MakeDir { path: self.base.clone() }, self.claim()];
         ops.extend(self.clear.iter().cloned());
         ops
     }

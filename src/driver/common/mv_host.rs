@@ -180,7 +180,8 @@ impl Trip {
         cx.apply(Step::new(&self.to.host, what, ops).undo(undo).or_say(failure).whole())?;
         if self.is_there {
             let rest = [Op::Remove { path: away, tree: true, must_exist: false }];
-            let step = Step::new(&self.to.host, "Remove what was in its place", rest.into_iter().chain(self.folder.leave()));
+            let step =
+                Step::new(&self.to.host, "Remove what was in its place", rest.into_iter().chain(self.folder.leave()));
             cx.after(step.best_effort());
         }
         Ok(())

@@ -77,6 +77,8 @@ pub struct Swap<'a> {
     /// The staging name of what the image becomes, a file or a link. It is there before the step begins: so what is at the
     /// image's name is known to be the new one when this is gone.
     pub image: PathBuf,
+    /// What all of it was copied from, where that goes too and is on the same machine.
+    pub source: Vec<PathBuf>,
 }
 
 impl Swap<'_> {
@@ -90,7 +92,12 @@ impl Swap<'_> {
         let step = Step::new(&self.folder.host, what, done).undo(undo).or_say(failure);
         cx.apply(step.whole())?;
         if !rest.is_empty() {
-            let what = format!("Remove what was in the place of {}", self.files.image.display());
+            let image = self.files.image.display();
+            let what = if self.source.is_empty() {
+                format!("Remove what was in the place of {image}")
+            } else {
+                format!("Remove what was in the place of {image}, and what it was copied from; this cannot be undone")
+            };
             cx.after(Step::new(&self.folder.host, what, rest).best_effort());
         }
         Ok(())
@@ -99,7 +106,8 @@ impl Swap<'_> {
     /// What does it, what takes it back after any part of it, and what ends it.
     fn ops(&self) -> (Vec<Op>, Vec<Op>, Vec<Op>) {
         let (image, snapshots) = (&self.files.image, self.files.snapshots());
-        let away = |path: &Path| self.folder.staging(with_suffix(Path::new(path.file_name().unwrap_or_default()), ".old"));
+        let away =
+            |path: &Path| self.folder.staging(with_suffix(Path::new(path.file_name().unwrap_or_default()), ".old"));
         let remove = |path: &Path, tree| Op::Remove { path: path.to_owned(), tree, must_exist: false };
         let rename = |from: &Path, to: &Path| Op::Rename { from: from.to_owned(), to: to.to_owned() };
         let back = |from: &Path, to: &Path| Op::PutBack { from: from.to_owned(), to: to.to_owned() };
@@ -143,6 +151,7 @@ impl Swap<'_> {
         } else {
             rest.extend(self.folder.leave());
         }
+        rest.extend(self.source.iter().map(|path| remove(path, true)));
         (done, undo, rest)
     }
 }
@@ -204,6 +213,7 @@ mod tests {
         };
         let files = ImageFiles::new(base.path(), &base.path().join("abc")).expect("an image");
         make(&files.image, &files.snapshots(), was, "old");
+        fs::write(base.path().join("source"), "x").expect("writes what it is copied from");
         let before = seen(base.path());
         let now = Before::read(&run(Before::questions(&files).into())).expect("answers");
         run(folder.prepare());
@@ -216,6 +226,7 @@ mod tests {
             drops_layers: true,
             layers: new.1.then(|| layers.clone()),
             image: image.clone(),
+            source: vec![base.path().join("source")],
         };
         let (mut done, undo, rest) = swap.ops();
         let all = done.len();

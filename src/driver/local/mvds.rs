@@ -105,7 +105,9 @@ impl<'d> Trip<'d> {
             Op::Stat { path: files.image.clone(), follow: true },
         ];
         let there = cx.query(&to, questions.into_iter().chain(Before::questions(&files)))?;
-        let [staging, base, image, before @ ..] = there.as_slice() else { bail!("The host did not answer all questions") };
+        let [staging, base, image, before @ ..] = there.as_slice() else {
+            bail!("The host did not answer all questions")
+        };
         let before = Before::read(before)?;
         if base.stat().is_none() {
             bail!("{} does not exist", files.base.display());
@@ -218,6 +220,7 @@ impl<'d> Trip<'d> {
             drops_layers: true,
             layers: (!self.layers.is_empty()).then_some(staged),
             image: self.staged_file(),
+            source: Vec::new(),
         };
         let what = format!("All of it is here: put it in the place of {}", self.files.image.display());
         swap.run(cx, what, failure)

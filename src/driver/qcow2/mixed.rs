@@ -337,10 +337,9 @@ impl<'d> Back<'d> {
             drops_layers: true,
             layers: (!self.layers.is_empty()).then(|| self.staged_layers()),
             image: self.staged_file(),
+            source: vec![self.disk.path.clone(), self.disk.snapshots()],
         };
         let what = format!("Put them in the place of {}", self.files.image.display());
-        swap.run(cx, what, failure)?;
-        drop_old(cx, &self.disk.place.host, vec![self.disk.path.clone(), self.disk.snapshots()]);
-        Ok(())
+        swap.run(cx, what, failure)
     }
 }

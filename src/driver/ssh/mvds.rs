@@ -89,12 +89,11 @@ impl<'d> Back<'d> {
             }
         }
         snapshots.sort_by_key(|(number, _)| *number);
-        let questions = [
-            Op::Stat { path: image.base.clone(), follow: true },
-            Folder::question(&image.base),
-        ];
+        let questions = [Op::Stat { path: image.base.clone(), follow: true }, Folder::question(&image.base)];
         let answers = cx.query(keeper, questions.into_iter().chain(Before::questions(&image)))?;
-        let [base, staging, before @ ..] = answers.as_slice() else { bail!("The front-end did not answer all questions") };
+        let [base, staging, before @ ..] = answers.as_slice() else {
+            bail!("The front-end did not answer all questions")
+        };
         if base.stat().is_none() {
             bail!("{} does not exist", image.base.display());
         }
@@ -177,6 +176,7 @@ impl<'d> Back<'d> {
             drops_layers: self.replaces,
             layers: (!self.snapshots.is_empty()).then(|| self.staged_snapshots()),
             image: self.staged(),
+            source: Vec::new(),
         };
         let what = format!("All of it is there: put it in the place of {}", self.image.image.display());
         swap.run(cx, what, failure)

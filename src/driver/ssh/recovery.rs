@@ -70,7 +70,8 @@ impl Kept {
     pub fn has(&self, cx: &Cx<'_>, disk: &str) -> Result<Has> {
         let stat = |path: PathBuf| Op::Stat { path, follow: false };
         let layers = self.layers(disk);
-        let found = cx.query(&self.host, [layers.join("base"), layers.join("base.1"), self.dir.join(disk)].map(stat))?;
+        let found =
+            cx.query(&self.host, [layers.join("base"), layers.join("base.1"), self.dir.join(disk)].map(stat))?;
         let is = |at: usize| found.get(at).and_then(Value::stat);
         let is_file = |at: usize| is(at).is_some_and(|stat| stat.kind == FileKind::File);
         Ok(Has { whole: is_file(0) && is_file(1), base: is(0).is_some(), link: is(2).is_some() })
