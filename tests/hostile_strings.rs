@@ -430,15 +430,15 @@ fn nothing_that_is_said_leads_outside_or_is_executed() {
     drive(make, 160);
 }
 
-/// Every action of every transfer manager, honestly called, with a link in the place of a directory of the VM.
+/// Every action of every transfer manager, honestly called, with a link in the place of a directory of the VM or the image.
 #[test]
 fn a_link_in_the_place_of_a_directory_leads_nowhere() {
     let ground = Ground::new();
     ground.with_agent();
     let mut wrongs = Vec::new();
     for (kind, mad, name, action) in entries().into_iter().filter(|(kind, mad, ..)| *kind == "tm" && *mad != "shared") {
-        // A directory, the disk, and a layer.
-        let places = [("disk.0", 3), ("disk.0", 5), ("disk.2", 3), ("", 3), ("disk.0", 7)];
+        // A directory, the disk, a layer, and the folder of the image's layers.
+        let places = [("disk.0", 3), ("disk.0", 5), ("disk.2", 3), ("", 3), ("disk.0", 7), ("disk.0", 1)];
         for (disk, at) in places {
             ground.reset();
             let before = ground.others();

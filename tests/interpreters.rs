@@ -232,6 +232,39 @@ fn links_are_made_alike() {
 }
 
 #[test]
+fn a_rename_is_taken_back_alike() {
+    let back = |root: &Path, from: &str, to: &str| Op::PutBack { from: root.join(from), to: root.join(to) };
+    let outcome = both(
+        garden,
+        |root| {
+            vec![
+                // Nothing to take back, also where its directory is gone.
+                back(root, "nothing", "new"),
+                back(root, "no/where", "new"),
+                // It was not done, or both are names of one file.
+                back(root, "a", "d"),
+                back(root, "a", "dangling"),
+                back(root, "d/b", "d/e/b2"),
+                // A file, a directory, a link to nowhere.
+                back(root, "a", "d/a"),
+                back(root, "d/e", "e"),
+                back(root, "dangling", "empty/link"),
+            ]
+        },
+        None,
+    );
+    for (gone, there) in [("a", "d/a"), ("d/e", "e/b2"), ("dangling", "empty/link")] {
+        assert!(outcome.entry(gone).is_none() && outcome.entry(there).is_some(), "{gone} became {there}");
+    }
+    assert!(outcome.entry("new").is_none() && outcome.entry("d/b").is_some());
+    both(garden, |root| vec![back(root, "d/b", "d/b/c")], None).failed(
+        0,
+        &OpErrorKind::Script,
+        "Cannot put @/d/b back to @/d/b/c: one path lies in the other",
+    );
+}
+
+#[test]
 fn files_are_written_alike() {
     let write = |path: PathBuf, content: &str, mode| Op::Write { path, content: Secret::new(content), mode };
     let outcome = both(

@@ -169,6 +169,7 @@ pub fn cannot(op: &Op) -> String {
         Op::HardLink { from, to } => format!("Cannot link {} to {}", w(to), w(from)),
         Op::Write { path, .. } => format!("Cannot write {}", w(path)),
         Op::Rename { from, to } => format!("Cannot rename {} to {}", w(from), w(to)),
+        Op::PutBack { from, to } => format!("Cannot put {} back to {}", w(from), w(to)),
         Op::Move { from, to } => format!("Cannot move {} to {}", w(from), w(to)),
         Op::Remove { path, .. } => format!("Cannot remove {}", w(path)),
         Op::Copy { from, to, .. } => format!("Cannot copy {} to {}", w(from), w(to)),
@@ -211,6 +212,7 @@ pub fn fault(script: &Script, index: usize) -> Option<String> {
         Op::Symlink { target, .. } if target.as_os_str().is_empty() || target.as_os_str().as_bytes().contains(&0) => {
             say("the link's text is empty or holds a NUL byte");
         }
+        Op::PutBack { from, to } if from.starts_with(to) || to.starts_with(from) => say("one path lies in the other"),
         Op::Read { len, .. } | Op::Head { len, .. } if *len > READ_LIMIT => {
             say("more bytes asked for than one operation answers");
         }
@@ -287,6 +289,7 @@ fn needs_name(op: &Op) -> Option<&Path> {
         | Op::Receive { path, .. }
         | Op::HardLink { to: path, .. }
         | Op::Rename { to: path, .. }
+        | Op::PutBack { to: path, .. }
         | Op::Move { to: path, .. }
         | Op::Copy { to: path, .. }
         | Op::Publish { to: path, .. } => Some(path),

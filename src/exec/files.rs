@@ -399,6 +399,14 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
+/// See [`super::op::Op::PutBack`].
+pub fn put_back(from: &Path, to: &Path) -> io::Result<()> {
+    match rename_to_new(from, to) {
+        Err(error) if is_absent(&error) || is_errno(&error, &[Errno::EXIST]) => Ok(()),
+        result => result.and_then(|()| sync_dirs(&[to, from])),
+    }
+}
+
 pub fn move_file(from: &Path, to: &Path, claimed: Option<&Path>, control: &Control) -> io::Result<()> {
     match rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}

@@ -151,6 +151,16 @@ pub enum Op {
         #[serde(with = "path")]
         to: PathBuf,
     },
+    /// Takes a rename back, for the way back of a step that may have been left anywhere: what is at `from` gets the name `to`
+    /// where nothing has that. Where there is nothing at `from`, or something at `to`, nothing happens.
+    PutBack {
+        /// Where it lies, if it was renamed.
+        #[serde(with = "path")]
+        from: PathBuf,
+        /// Where it was, on the same file system.
+        #[serde(with = "path")]
+        to: PathBuf,
+    },
     /// Moves, also to another file system (`mv -f`): there by copy, sync, rename and remove.
     Move {
         /// Old name: a file.
@@ -385,6 +395,7 @@ impl Op {
             Self::Copy { from, to, .. } => vec![(from, Role::Object), (to, Role::Name)],
             Self::HardLink { from, to }
             | Self::Rename { from, to }
+            | Self::PutBack { from, to }
             | Self::Move { from, to }
             | Self::Publish { from, to } => vec![(from, Role::Name), (to, Role::Name)],
             Self::Carry(carry) => {
@@ -455,6 +466,7 @@ impl fmt::Display for Op {
             Self::HardLink { from, to } => write!(f, "ln {} {}", w(from), w(to)),
             Self::Write { path, mode, .. } => write!(f, "write {} (mode {mode:04o})", w(path)),
             Self::Rename { from, to } => write!(f, "rename {} {}", w(from), w(to)),
+            Self::PutBack { from, to } => write!(f, "rename {} {} (if that was done)", w(from), w(to)),
             Self::Move { from, to } => write!(f, "mv -f {} {}", w(from), w(to)),
             Self::Remove { path, tree, must_exist } => {
                 let flags = match (tree, must_exist) {

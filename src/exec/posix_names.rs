@@ -24,6 +24,17 @@ pub(super) fn rename(from: &Path, to: &Path) -> String {
     )
 }
 
+/// The same sentence as in process.
+pub(super) fn put_back(from: &Path, to: &Path) -> String {
+    format!(
+        "if os_there {from} '' && ! os_there {to} ''; then mv -nT -- {from} {to} && sync {dir} {from_dir} || exit; fi",
+        from = q(from),
+        to = q(to),
+        dir = dir_of(to),
+        from_dir = dir_of(from),
+    )
+}
+
 /// `mv` would not sync, and would leave a part under the final name when it is killed on its way to another file system.
 pub(super) fn move_file(from: &Path, to: &Path, claimed: Option<(&Path, usize)>) -> String {
     format!(

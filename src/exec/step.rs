@@ -20,6 +20,9 @@ use crate::report::{Level, Log, one_line};
 /// How long a roll-back may take in all, and what cannot be rolled back.
 const ROLL_BACK_TIME: Duration = Duration::from_secs(120);
 
+/// How long may be cleared away after a success: directories full of large files go slowly.
+const CLEAR_TIME: Duration = Duration::from_secs(3600);
+
 /// Data that goes into a step's [`Op::Receive`].
 pub enum Feed {
     /// Bytes from somewhere; an error from the reader fails the step.
@@ -228,6 +231,7 @@ impl Executor for Runner<'_> {
             }
             // What stays after a success stays for long: a connection that broke, or a child that was killed, is not the end.
             let again = Step::new(&step.host, step.what.clone(), step.script.ops.clone()).or_say(step.failure.clone());
+            let control = Control::only_within(CLEAR_TIME);
             if self.run(step, &control).is_err()
                 && let Err(error) = self.run(again, &control)
             {

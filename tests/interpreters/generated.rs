@@ -58,6 +58,7 @@ fn operation() -> impl Strategy<Value = Op> {
             mode
         }),
         pair().prop_map(|(from, to)| Op::Rename { from, to }),
+        pair().prop_map(|(from, to)| Op::PutBack { from, to }),
         pair().prop_map(|(from, to)| Op::Move { from, to }),
         (place(), any::<bool>(), any::<bool>()).prop_map(|(path, tree, must_exist)| rm(path, tree, must_exist)),
         (place(), place(), sparse()).prop_map(|(from, to, sparse)| Op::Copy { from, to, sparse }),
@@ -90,6 +91,7 @@ fn rooted(op: &Op, root: &Path) -> Op {
         | Op::Sync { path } => *path = root.join(&path),
         Op::HardLink { from, to }
         | Op::Rename { from, to }
+        | Op::PutBack { from, to }
         | Op::Move { from, to }
         | Op::Copy { from, to, .. }
         | Op::Publish { from, to } => {

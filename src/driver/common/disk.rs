@@ -138,7 +138,10 @@ impl Target {
         if !self.has[1] {
             undo.push(remove(self.path.clone()));
         }
-        if !self.has[2] {
+        if self.has[2] {
+            // Where the new ones are in place already, the old ones belong to nothing.
+            undo.extend([Op::PutBack { from: self.away(), to: self.snapshots() }, remove(self.away())]);
+        } else {
             undo.push(remove(self.snapshots()));
         }
         undo.extend(self.folder.leave());

@@ -56,12 +56,14 @@ impl Folder {
         staging::staging_path(&self.base, &self.owner, name.as_ref())
     }
 
+    /// The claim alone: where what is taken back has to lie in the staging directory again, which may be gone.
+    pub fn claim(&self) -> Op {
+        Op::Claim { path: staging::claim_path(&self.base, &self.owner) }
+    }
+
     /// What every change begins with: the directories, and the end of what killed runs left.
     pub fn prepare(&self) -> Vec<Op> {
-        let mut ops = vec![
-            Op::MakeDir { path: self.base.clone() },
-            Op::Claim { path: staging::claim_path(&self.base, &self.owner) },
-        ];
+        let mut ops = vec![Op::MakeDir { path: self.base.clone() }, self.claim()];
         ops.extend(self.clear.iter().cloned());
         ops
     }

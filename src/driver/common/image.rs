@@ -14,7 +14,7 @@ use crate::exec::op::{FileKind, Op, Stat, Value};
 use crate::location::{ImageFiles, normalize};
 
 /// Number of questions that [`Image::questions`] asks.
-pub const QUESTIONS: usize = 5;
+pub const QUESTIONS: usize = 6;
 
 /// See the module.
 pub struct Image {
@@ -28,6 +28,8 @@ pub struct Image {
     first: Option<PathBuf>,
     /// What is in `<image>.snap`; nothing where there is no such directory.
     pub names: Option<Vec<OsString>>,
+    /// Whether a link is in the place of that directory. Nobody makes one; what it leads to is somebody else's.
+    leads_away: bool,
 }
 
 impl Image {
@@ -40,6 +42,7 @@ impl Image {
             Op::Head { path: path(), len: HEAD },
             Op::List { path: files.snapshots() },
             Op::ReadLink { path: files.snapshot(0) },
+            Op::Stat { path: files.snapshots(), follow: false },
         ]
     }
 
@@ -60,6 +63,7 @@ impl Image {
                 Value::Names(names) => Some(names.clone()),
                 _ => None,
             },
+            leads_away: answer(5).stat().is_some_and(|stat| stat.kind == FileKind::Link),
         }
     }
 
@@ -80,11 +84,14 @@ impl Image {
         self.link.is_some()
     }
 
-    /// That it is there, and a file.
+    /// That it is there, and a file, and its layers, if there are any, in a directory of its own.
     ///
     /// # Errors
     /// It is not.
     pub fn must_exist(&self, host: &Arc<dyn Host>) -> Result<Stat> {
+        if self.leads_away {
+            bail!("{} is a link, not a directory", self.files.snapshots().display());
+        }
         match self.stat {
             Some(stat) if matches!(stat.kind, FileKind::File | FileKind::Block) => Ok(stat),
             Some(_) => bail!("{} is no file", self.files.image.display()),

@@ -17,6 +17,7 @@
 //! - [`monitor_ds`]: sizes of disks, told on a host.
 //! - [`sizes`]: what disks and snapshots occupy.
 //! - [`snapshot`], [`running`]: snapshots of disks, and the domain that has a part in them.
+//! - [`swap`]: an image that comes back with its layers.
 //! - [`trees`]: what becomes of a directory that is copied.
 //! - [`migrate_host`]: live migration between hosts with storage of their own.
 //! - [`volatile_host`]: disks of no image, and context, on a host's own storage.
@@ -54,6 +55,7 @@ pub mod resize;
 pub mod running;
 pub mod sizes;
 pub mod snapshot;
+pub mod swap;
 pub mod trees;
 pub mod volatile;
 pub mod volatile_host;

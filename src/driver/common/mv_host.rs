@@ -15,7 +15,7 @@ use super::folder::Folder;
 use super::journey::{self, Journey, Load};
 use super::loosen::loosen;
 use super::one_directory::is_one;
-use super::trees::{DEPTH, difference, drop_old};
+use super::trees::{DEPTH, difference, drop_directory};
 use crate::context::Cx;
 use crate::driver::{Reply, TmRequest, misuse};
 use crate::exec::cmd::Secret;
@@ -156,24 +156,34 @@ impl Trip {
         self.nodes.iter().filter(|node| node.kind == FileKind::File)
     }
 
-    /// Gives the copy its name; what was there goes.
+    /// Gives the copy its name. What was there goes when the action has succeeded: until then it can be put back, and the
+    /// copy with it.
     fn put(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
         let away = self.folder.staging(format!("{}.old", self.to.vm));
-        let mut ops = Vec::new();
+        let back = |from: PathBuf, to: PathBuf| Op::PutBack { from, to };
+        let (mut ops, mut undo) = (Vec::new(), Vec::new());
         if self.is_there {
             ops.push(Op::Rename { from: self.to.dir.clone(), to: away.clone() });
+            undo.push(back(away.clone(), self.to.dir.clone()));
         }
         ops.push(Op::Rename { from: self.staged(), to: self.to.dir.clone() });
+        undo.insert(0, back(self.to.dir.clone(), self.staged()));
         if let Some(text) = &self.monitor {
             let path = self.to.datastore_dir().join(".monitor");
             ops.push(Op::Write { path, content: Secret::new(format!("{text}\n")), mode: 0o644 });
         }
-        if self.is_there {
-            ops.push(Op::Remove { path: away, tree: true, must_exist: false });
+        if !self.is_there {
+            ops.extend(self.folder.leave());
+            undo.insert(0, self.folder.claim());
         }
-        ops.extend(self.folder.leave());
         let what = format!("The copy is whole: give it its name {}", self.to.dir.display());
-        cx.apply(Step::new(&self.to.host, what, ops).or_say(failure).whole())?;
+        cx.apply(Step::new(&self.to.host, what, ops).undo(undo).or_say(failure).whole())?;
+        if self.is_there {
+            let rest = [Op::Remove { path: away, tree: true, must_exist: false }];
+            let step =
+                Step::new(&self.to.host, "Remove what was in its place", rest.into_iter().chain(self.folder.leave()));
+            cx.after(step.best_effort());
+        }
         Ok(())
     }
 
@@ -186,7 +196,6 @@ impl Trip {
             cx.warn(format!("{} is another directory than before, it stays", path.display()));
             return Ok(());
         }
-        drop_old(cx, &self.from.host, vec![path]);
-        Ok(())
+        drop_directory(cx, &self.from.host, &path)
     }
 }

@@ -1,24 +1,43 @@
 //! What has become of a directory that was copied: whether the copy is whole, and the end of the original.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::Result;
+
+use super::folder::Folder;
 use crate::context::Cx;
 use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Node, Op, Value};
 use crate::exec::step::Step;
+use crate::location::with_suffix;
 
 /// Levels of a VM's directory that are compared: more than anything in it has.
 pub const DEPTH: u32 = 16;
 
-/// Removes what its copy has taken the place of. That it stays is no failure: the work is done.
+/// Removes what its copy has taken the place of, when the action has succeeded: until then it may be all that is left. That
+/// it stays is no failure: the work is done.
 pub fn drop_old(cx: &Cx<'_>, host: &Arc<dyn Host>, paths: Vec<PathBuf>) {
     let remove = |path| Op::Remove { path, tree: true, must_exist: false };
     let step = Step::new(host, "Remove what it was copied from; this cannot be undone", paths.into_iter().map(remove));
-    if let Err(error) = cx.apply(step) {
-        cx.warn(format!("{error:#}"));
-    }
+    cx.after(step.best_effort());
+}
+
+/// The same for the directory of a VM, which goes under a staging name first: half of it under its own name would be taken for
+/// the VM's directory by whoever does the action again after it was killed, and take the place of the copy.
+///
+/// # Errors
+/// This process cannot be told from others, because `/proc` cannot be read.
+pub fn drop_directory(cx: &Cx<'_>, host: &Arc<dyn Host>, path: &Path) -> Result<()> {
+    let folder = Folder::of(host, path.parent().unwrap_or(path), &Value::Absent)?;
+    let gone = folder.staging(with_suffix(Path::new(path.file_name().unwrap_or_default()), ".old"));
+    let mut ops = vec![folder.claim(), Op::PutBack { from: path.to_owned(), to: gone.clone() }];
+    ops.push(Op::Remove { path: gone, tree: true, must_exist: false });
+    ops.extend(folder.leave());
+    let what = format!("Remove {}, which was copied; this cannot be undone", path.display());
+    cx.after(Step::new(host, what, ops).best_effort());
+    Ok(())
 }
 
 /// The first path at which two trees differ in kind, size or link.

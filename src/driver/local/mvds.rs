@@ -18,11 +18,12 @@ use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
 use crate::driver::common::journey::{Journey, Load, carry};
 use crate::driver::common::layers::{self, HEAD, Layer, data_format};
+use crate::driver::common::swap::{Before, Swap};
 use crate::driver::{Reply, TmRequest};
 use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Node, Op, Sparse, Value};
 use crate::exec::step::Step;
-use crate::location::{ImageFiles, normalize, with_suffix};
+use crate::location::{ImageFiles, normalize};
 use crate::tool::qemu_img;
 
 /// See the module.
@@ -59,8 +60,8 @@ struct Trip<'d> {
     stands: Vec<(OsString, PathBuf, &'static str)>,
     /// The layer that the disk is, where it is one.
     active: Option<OsString>,
-    /// Whether the image has snapshots now.
-    had_layers: bool,
+    /// The image now.
+    before: Before,
 }
 
 /// `K` or `K.current`.
@@ -98,16 +99,16 @@ impl<'d> Trip<'d> {
             _ if stat.kind == FileKind::File => None,
             _ => bail!("{} is no file", disk.path.display()),
         };
-        let there = cx.query(
-            &to,
-            [
-                Folder::question(&files.base),
-                Op::Stat { path: files.base.clone(), follow: true },
-                Op::Stat { path: files.snapshots(), follow: false },
-                Op::Stat { path: files.image.clone(), follow: true },
-            ],
-        )?;
-        let [staging, base, had, image] = there.as_slice() else { bail!("The host did not answer all questions") };
+        let questions = [
+            Folder::question(&files.base),
+            Op::Stat { path: files.base.clone(), follow: true },
+            Op::Stat { path: files.image.clone(), follow: true },
+        ];
+        let there = cx.query(&to, questions.into_iter().chain(Before::questions(&files)))?;
+        let [staging, base, image, before @ ..] = there.as_slice() else {
+            bail!("The host did not answer all questions")
+        };
+        let before = Before::read(before)?;
         if base.stat().is_none() {
             bail!("{} does not exist", files.base.display());
         }
@@ -115,8 +116,7 @@ impl<'d> Trip<'d> {
             bail!("{} is no file", files.image.display());
         }
         let folder = Folder::of(&to, &files.base, staging)?;
-        let had_layers = had.stat().is_some();
-        let mut trip = Self { disk, to, files, folder, layers, stands: Vec::new(), active, had_layers };
+        let mut trip = Self { disk, to, files, folder, layers, stands: Vec::new(), active, before };
         if format == Some("raw") {
             if trip.active.is_some() {
                 bail!("{} is a link, and oned says raw", disk.path.display());
@@ -184,8 +184,10 @@ impl<'d> Trip<'d> {
         if !self.layers.is_empty() {
             ops.push(Op::MakeDir { path: staged.clone() });
         }
-        if self.active.is_some() {
+        if let Some(layer) = &self.active {
             ops.push(Op::Symlink { target: ".".into(), link: staged.join(self.own_name()) });
+            let target = Path::new(&self.own_name()).join(layer);
+            ops.push(Op::Symlink { target, link: self.staged_file() });
         }
         let remove = |path: PathBuf| Op::Remove { path, tree: true, must_exist: false };
         let undo = [remove(staged.clone()), remove(self.staged_file())].into_iter().chain(self.folder.leave());
@@ -200,8 +202,7 @@ impl<'d> Trip<'d> {
 
     /// Puts the copies in place.
     fn put(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
-        let (staged, snapshots) = (self.staged_layers(), self.files.snapshots());
-        let remove = |path: PathBuf| Op::Remove { path, tree: true, must_exist: false };
+        let staged = self.staged_layers();
         let rebase = |(layer, below, format): &(OsString, PathBuf, &'static str)| {
             let file = staged.join(layer);
             [Op::Run(qemu_img::rebase(&file, Some(below), format, false)), Op::Sync { path: file }]
@@ -212,29 +213,16 @@ impl<'d> Trip<'d> {
                 Step::new(&self.to, "Have the layers name each other as those of an image", names).or_say(failure),
             )?;
         }
-        let away = with_suffix(&staged, ".old");
-        // First: a digest that outlives what it was made of makes a replica take old data for current.
-        let mut ops = vec![remove(self.files.md5sum())];
-        if !self.layers.is_empty() {
-            ops.push(Op::Sync { path: staged.clone() });
-        }
-        if self.had_layers {
-            ops.push(Op::Rename { from: snapshots.clone(), to: away.clone() });
-        }
-        if !self.layers.is_empty() {
-            ops.push(Op::Rename { from: staged, to: snapshots.clone() });
-        }
-        match &self.active {
-            Some(layer) => {
-                let target = Path::new(snapshots.file_name().unwrap_or_default()).join(layer);
-                ops.push(Op::Symlink { target, link: self.files.image.clone() });
-            }
-            None => ops.push(Op::Rename { from: self.staged_file(), to: self.files.image.clone() }),
-        }
-        ops.push(Op::Sync { path: self.files.base.clone() });
-        ops.push(remove(away));
-        ops.extend(self.folder.leave());
+        let swap = Swap {
+            folder: &self.folder,
+            files: &self.files,
+            before: &self.before,
+            drops_layers: true,
+            layers: (!self.layers.is_empty()).then_some(staged),
+            image: self.staged_file(),
+            source: Vec::new(),
+        };
         let what = format!("All of it is here: put it in the place of {}", self.files.image.display());
-        cx.apply(Step::new(&self.to, what, ops).or_say(failure).whole()).map(drop)
+        swap.run(cx, what, failure)
     }
 }

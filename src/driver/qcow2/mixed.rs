@@ -17,6 +17,7 @@ use crate::driver::common::args::{Disk, lock_of, plain_number};
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
 use crate::driver::common::layers::{HEAD, Layer, Layers, data_format, judged};
+use crate::driver::common::swap::{Before, Swap};
 use crate::driver::common::trees::drop_old;
 use crate::driver::{Reply, TmRequest};
 use crate::exec::op::{FileKind, Node, Op, Sparse, Value};
@@ -178,8 +179,8 @@ struct Back<'d> {
     active: Option<OsString>,
     /// Size of the disk where it is a file of its own.
     file: Option<u64>,
-    /// Whether the image has layers now.
-    had_layers: bool,
+    /// The image now.
+    before: Before,
 }
 
 impl<'d> Back<'d> {
@@ -190,14 +191,15 @@ impl<'d> Back<'d> {
             Op::Stat { path: disk.path.clone(), follow: false },
             Op::ReadLink { path: disk.path.clone() },
             Op::Tree { path: disk.snapshots(), depth: 1 },
-            Op::Stat { path: files.snapshots(), follow: false },
             Folder::question(&files.base),
             Op::Stat { path: files.base.clone(), follow: true },
         ];
-        let mut answers = cx.query(host, questions.into_iter().chain(disk.dirs()))?;
-        disk.refuse_links(&answers.split_off(answers.len().min(6)))?;
-        let [stat, link, tree, had, staging, base] =
-            <[Value; 6]>::try_from(answers).map_err(|_| anyhow::anyhow!("The host did not answer all questions"))?;
+        let now = Before::questions(&files);
+        let mut answers = cx.query(host, questions.into_iter().chain(now).chain(disk.dirs()))?;
+        disk.refuse_links(&answers.split_off(answers.len().min(8)))?;
+        let before = Before::read(&answers.split_off(answers.len().min(5)))?;
+        let [stat, link, tree, staging, base] =
+            <[Value; 5]>::try_from(answers).map_err(|_| anyhow::anyhow!("The host did not answer all questions"))?;
         if base.stat().is_none() {
             bail!("{} does not exist on {}", files.base.display(), host.name());
         }
@@ -229,8 +231,7 @@ impl<'d> Back<'d> {
         };
         let folder = Folder::of(host, &files.base, &staging)?;
         let file = active.is_none().then_some(stat.size);
-        let had_layers = had.stat().is_some();
-        let mut back = Self { disk, files, folder, layers, stands: Vec::new(), active, file, had_layers };
+        let mut back = Self { disk, files, folder, layers, stands: Vec::new(), active, file, before };
         if format != Some("raw") {
             back.read_layers(cx)?;
         }
@@ -298,7 +299,10 @@ impl<'d> Back<'d> {
         if !self.layers.is_empty() {
             let own = self.files.snapshots().file_name().map(ToOwned::to_owned).unwrap_or_default();
             ops.push(Op::MakeDir { path: staged.clone() });
-            ops.push(Op::Symlink { target: ".".into(), link: staged.join(own) });
+            ops.push(Op::Symlink { target: ".".into(), link: staged.join(&own) });
+            if let Some(layer) = &self.active {
+                ops.push(Op::Symlink { target: Path::new(&own).join(layer), link: self.staged_file() });
+            }
         }
         let all = self.layers.iter().map(|(name, size)| (self.disk.snapshots().join(name), staged.join(name), *size));
         let all = all.chain(self.file.map(|size| (self.disk.path.clone(), self.staged_file(), size)));
@@ -326,29 +330,16 @@ impl<'d> Back<'d> {
 
     /// Puts the copies in place, and only then removes the disk.
     fn put(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
-        let snapshots = self.files.snapshots();
-        let away = self.folder.staging(format!("{}.old", snapshots.file_name().unwrap_or_default().to_string_lossy()));
-        let remove = |path: PathBuf| Op::Remove { path, tree: true, must_exist: false };
-        let md5sum = remove(self.files.md5sum());
-        let mut ops = vec![md5sum];
-        if self.had_layers {
-            ops.push(Op::Rename { from: snapshots.clone(), to: away.clone() });
-        }
-        if !self.layers.is_empty() {
-            ops.push(Op::Rename { from: self.staged_layers(), to: snapshots.clone() });
-        }
-        match &self.active {
-            Some(layer) => {
-                let target = Path::new(snapshots.file_name().unwrap_or_default()).join(layer);
-                ops.push(Op::Symlink { target, link: self.files.image.clone() });
-            }
-            None => ops.push(Op::Rename { from: self.staged_file(), to: self.files.image.clone() }),
-        }
-        ops.push(remove(away));
-        ops.extend(self.folder.leave());
+        let swap = Swap {
+            folder: &self.folder,
+            files: &self.files,
+            before: &self.before,
+            drops_layers: true,
+            layers: (!self.layers.is_empty()).then(|| self.staged_layers()),
+            image: self.staged_file(),
+            source: vec![self.disk.path.clone(), self.disk.snapshots()],
+        };
         let what = format!("Put them in the place of {}", self.files.image.display());
-        cx.apply(Step::new(&self.disk.place.host, what, ops).or_say(failure).whole())?;
-        drop_old(cx, &self.disk.place.host, vec![self.disk.path.clone(), self.disk.snapshots()]);
-        Ok(())
+        swap.run(cx, what, failure)
     }
 }

@@ -13,7 +13,7 @@ use crate::driver::common::args::VmPlace;
 use crate::driver::common::disk::Target;
 use crate::driver::common::folder::Folder;
 use crate::driver::common::loosen::loosen;
-use crate::driver::common::trees::{DEPTH, difference, drop_old};
+use crate::driver::common::trees::{DEPTH, difference, drop_directory};
 use crate::driver::{Reply, TmRequest};
 use crate::exec::error::OpErrorKind;
 use crate::exec::host::ScriptError;
@@ -159,11 +159,15 @@ impl Move {
             }
         }
         let mut ops: Vec<Op> = self.make_way().into_iter().collect();
+        // The old one goes last: until then the copy can be taken back.
+        let mut undo = vec![self.folder.claim(), Op::PutBack { from: self.to.clone(), to: staged.clone() }];
         ops.push(Op::Rename { from: staged, to: self.to.clone() });
         ops.extend(self.folder.leave());
+        if self.empty {
+            undo.push(Op::MakeDir { path: self.to.clone() });
+        }
         let what = format!("The copy is whole: give it its name {}", self.to.display());
-        cx.apply(Step::new(host, what, ops).or_say(failure).whole())?;
-        drop_old(cx, host, vec![self.from.clone()]);
-        Ok(())
+        cx.apply(Step::new(host, what, ops).undo(undo).or_say(failure).whole())?;
+        drop_directory(cx, host, &self.from)
     }
 }

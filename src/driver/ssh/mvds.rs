@@ -3,7 +3,7 @@
 //! Source: contract 02 §7. All of it arrives beside the image and is compared; the image is replaced by renames then. Upstream overwrites the image as the data comes in, and removes the layers of a disk
 //! whose merging has failed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
@@ -14,11 +14,12 @@ use crate::driver::common::args::{Disk, lock_of, plain_number, registered};
 use crate::driver::common::disk::{Target, record};
 use crate::driver::common::folder::Folder;
 use crate::driver::common::journey::{Journey, Load, carry};
+use crate::driver::common::swap::{Before, Swap};
 use crate::driver::{Reply, TmRequest};
 use crate::exec::host::Host;
 use crate::exec::op::{FileKind, Op, Sparse, Value};
 use crate::exec::step::Step;
-use crate::location::{ImageFiles, with_suffix};
+use crate::location::ImageFiles;
 
 /// See the module.
 pub fn mvds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
@@ -60,7 +61,9 @@ struct Back<'d> {
     image: ImageFiles,
     /// The image datastore.
     folder: Folder,
-    /// Whether the image has snapshots now, and the disk's take their place.
+    /// The image now.
+    before: Before,
+    /// Whether its snapshots go, also where none come.
     replaces: bool,
 }
 
@@ -86,21 +89,19 @@ impl<'d> Back<'d> {
             }
         }
         snapshots.sort_by_key(|(number, _)| *number);
-        let questions = [
-            Op::Stat { path: image.base.clone(), follow: true },
-            Op::Stat { path: image.snapshots(), follow: false },
-            Folder::question(&image.base),
-        ];
-        let answers = cx.query(keeper, questions)?;
-        let [base, had, staging] = answers.as_slice() else { bail!("The front-end did not answer all questions") };
+        let questions = [Op::Stat { path: image.base.clone(), follow: true }, Folder::question(&image.base)];
+        let answers = cx.query(keeper, questions.into_iter().chain(Before::questions(&image)))?;
+        let [base, staging, before @ ..] = answers.as_slice() else {
+            bail!("The front-end did not answer all questions")
+        };
         if base.stat().is_none() {
             bail!("{} does not exist", image.base.display());
         }
+        let before = Before::read(before)?;
         // A disk that was made anew from a replica host came without them: then the image's own are the last ones there are.
         let knows = matches!(tree, Value::Tree(_)) && !(current.file != disk.path && snapshots.is_empty());
-        let replaces = had.stat().is_some() && (knows || !snapshots.is_empty());
         let folder = Folder::of(keeper, &image.base, staging)?;
-        Ok(Self { disk, home, current, snapshots, image, folder, replaces })
+        Ok(Self { disk, home, current, snapshots, image, folder, before, replaces: knows })
     }
 
     /// Each file with the name that a merged copy of it has in the VM's directory.
@@ -166,26 +167,18 @@ impl<'d> Back<'d> {
     }
 
     /// Puts them in the place of the image. Between the renames the image is the old one with the new snapshots, which are
-    /// whole files: the same action again ends it.
+    /// whole files.
     fn put(&self, cx: &Cx<'_>, failure: &str) -> Result<()> {
-        let snapshots = self.image.snapshots();
-        let name = snapshots.file_name().unwrap_or_default();
-        let away = self.folder.staging(with_suffix(Path::new(name), ".old"));
-        let remove = |path: PathBuf| Op::Remove { path, tree: true, must_exist: false };
-        // First: a digest that outlives what it was made of makes a replica take old data for current.
-        let mut ops = vec![remove(self.image.md5sum())];
-        if self.replaces {
-            ops.push(Op::Rename { from: snapshots.clone(), to: away.clone() });
-        }
-        if !self.snapshots.is_empty() {
-            ops.push(Op::Rename { from: self.staged_snapshots(), to: snapshots });
-        }
-        ops.push(Op::Rename { from: self.staged(), to: self.image.image.clone() });
-        ops.push(Op::Sync { path: self.image.base.clone() });
-        ops.push(remove(away));
-        ops.extend(self.folder.leave());
+        let swap = Swap {
+            folder: &self.folder,
+            files: &self.image,
+            before: &self.before,
+            drops_layers: self.replaces,
+            layers: (!self.snapshots.is_empty()).then(|| self.staged_snapshots()),
+            image: self.staged(),
+            source: Vec::new(),
+        };
         let what = format!("All of it is there: put it in the place of {}", self.image.image.display());
-        cx.apply(Step::new(&self.folder.host, what, ops).or_say(failure).whole())?;
-        Ok(())
+        swap.run(cx, what, failure)
     }
 }

@@ -13,7 +13,7 @@ use crate::context::Cx;
 use crate::driver::common::folder::Folder;
 use crate::driver::common::journey::{Journey, Load, carry};
 use crate::exec::host::Host;
-use crate::exec::op::{FileKind, Op, Sparse};
+use crate::exec::op::{FileKind, Op, Sparse, Value};
 use crate::exec::step::Step;
 use crate::location::normalize;
 use crate::report::Misuse;
@@ -29,6 +29,15 @@ const ROOT: &str = "/var/lib/one/datastores/replica_snaps";
 pub fn replica_of(cx: &Cx<'_>, datastore: u32) -> Result<Option<String>> {
     let answer = cx.oned().datastore(datastore)?;
     Ok(answer.template.replica_host.trimmed().map(str::to_owned))
+}
+
+/// What there is of a disk on its replica host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Has {
+    /// Whether the disk can be made anew from there.
+    pub whole: bool,
+    base: bool,
+    link: bool,
 }
 
 /// What a replica host keeps of one VM.
@@ -54,14 +63,29 @@ impl Kept {
         self.dir.join(format!("{disk}.snap"))
     }
 
-    /// Whether the disk can be made anew from there.
+    /// What is kept of the disk.
     ///
     /// # Errors
     /// The replica host cannot be reached.
-    pub fn has(&self, cx: &Cx<'_>, disk: &str) -> Result<bool> {
-        let stat = |name: &str| Op::Stat { path: self.layers(disk).join(name), follow: false };
-        let found = cx.query(&self.host, ["base", "base.1"].map(stat))?;
-        Ok(found.iter().all(|value| value.stat().is_some_and(|stat| stat.kind == FileKind::File)))
+    pub fn has(&self, cx: &Cx<'_>, disk: &str) -> Result<Has> {
+        let stat = |path: PathBuf| Op::Stat { path, follow: false };
+        let layers = self.layers(disk);
+        let found =
+            cx.query(&self.host, [layers.join("base"), layers.join("base.1"), self.dir.join(disk)].map(stat))?;
+        let is = |at: usize| found.get(at).and_then(Value::stat);
+        let is_file = |at: usize| is(at).is_some_and(|stat| stat.kind == FileKind::File);
+        Ok(Has { whole: is_file(0) && is_file(1), base: is(0).is_some(), link: is(2).is_some() })
+    }
+
+    /// Removes what [`Kept::put_base`] makes where nothing is there, should the action fail.
+    pub fn forget_on_failure(&self, cx: &Cx<'_>, disk: &str, has: Has) {
+        let layers = self.layers(disk);
+        let remove = |path: PathBuf| Op::Remove { path, tree: false, must_exist: false };
+        let mut undo = Vec::new();
+        undo.extend((!has.base).then(|| remove(layers.join("base"))));
+        undo.extend((!has.link).then(|| remove(self.dir.join(disk))));
+        undo.extend([layers, self.dir.clone()].map(|path| Op::RemoveDirIfEmpty { path }));
+        cx.on_failure(Step::new(&self.host, "Keep a base of the disk on the replica host", []).undo(undo));
     }
 
     /// Puts a file of `from` there as the one that the disk begins with. What was kept of the disk before is of no use any

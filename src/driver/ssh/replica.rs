@@ -57,7 +57,8 @@ pub fn serve(cx: &Cx<'_>, request: &TmRequest, order: &Order, replica: &str) -> 
     };
 
     // What is decided and done.
-    if kept.has(cx, &name).with_context(failure)? {
+    let has = kept.has(cx, &name).with_context(failure)?;
+    if has.whole {
         say(&kept.dir.join(&name));
         base.run(cx)?;
         return Ok(Reply::Nothing);
@@ -68,6 +69,7 @@ pub fn serve(cx: &Cx<'_>, request: &TmRequest, order: &Order, replica: &str) -> 
     say(&goods.current);
     let current = (goods.current.as_path(), goods.format);
     let shape = if order.is_recoverable()? {
+        kept.forget_on_failure(cx, &name, has);
         kept.put_base(cx, &name, (&kept.host, &goods.current))?;
         let bytes = goods.bytes.with_context(|| format!("{}: the image's size is unknown", order.failure))?;
         Shape::Recovery { base: current, bytes }
