@@ -16,11 +16,12 @@ use sha2::{Digest as _, Sha256};
 use crate::context::Cx;
 use crate::exec::carry::{Carry, Freight, NOT_HERE, Report, Why, journal_of};
 use crate::exec::host::Host;
-use crate::exec::op::{FileKind, Op, Sparse, Value};
+use crate::exec::op::{FileKind, Op, Script, Sparse, Value};
 use crate::exec::relay;
 use crate::exec::staging::{self, Owner};
 use crate::exec::step::{Feed, Step};
 use crate::report::Log;
+use crate::settings::Settings;
 use crate::tool::coreutils;
 use crate::transfer::rate::Rate;
 
@@ -75,9 +76,18 @@ pub fn carry(cx: &Cx<'_>, journey: &Journey<'_>, loads: &[Load], failure: &str) 
     if loads.is_empty() {
         return Ok(());
     }
-    let parts = Parts::find(cx, journey, loads).with_context(|| failure.to_owned())?;
-    parts.take_up(cx, failure)?;
     let mut ways = Way::all(cx, journey);
+    let parts = std::thread::scope(|scope| {
+        if cx.is_real() && ways.first() == Some(&Way::Direct) {
+            // A login takes a while: the source is logged in to while the target is looked at.
+            let script = Script::from(Op::Carry(order(cx.settings, journey, Way::Direct, Vec::new())));
+            let control = cx.control.clone();
+            scope.spawn(move || journey.from.prepare(&script, &control));
+        }
+        Parts::find(cx, journey, loads)
+    });
+    let parts = parts.with_context(|| failure.to_owned())?;
+    parts.take_up(cx, failure)?;
     let mut tries = 0;
     loop {
         let Some(way) = ways.first().copied() else {
@@ -129,6 +139,24 @@ impl Way {
         let apart = !journey.from.name().is_empty() && !journey.to.name().is_empty();
         let direct = cx.settings.get("TRANSFER_DIRECT").is_none_or(|word| !word.eq_ignore_ascii_case("no"));
         if apart && direct { vec![Self::Direct, Self::Here] } else { vec![Self::Here] }
+    }
+}
+
+/// What is asked of who drives.
+fn order(settings: &Settings, journey: &Journey<'_>, way: Way, files: Vec<Freight>) -> Carry {
+    let name = |host: &Arc<dyn Host>| Some(host.name().to_owned()).filter(|name| !name.is_empty());
+    Carry {
+        source: name(journey.from).filter(|_| way == Way::Here),
+        target: name(journey.to),
+        files,
+        sparse: journey.sparse,
+        streams: settings.get("TRANSFER_STREAMS").and_then(|word| word.parse().ok()).unwrap_or(0),
+        zip: match settings.get("TRANSFER_COMPRESS").map(str::to_ascii_lowercase).as_deref() {
+            Some("yes") => Some(true),
+            Some("no") => Some(false),
+            _ => None,
+        },
+        rate: settings.get("TRANSFER_RATE").and_then(|word| word.parse::<Rate>().ok()).map(Rate::bytes_per_second),
     }
 }
 
@@ -190,23 +218,10 @@ impl<'a> Parts<'a> {
     }
 
     fn travel(&self, cx: &Cx<'_>, way: Way, failure: &str) -> Result<Report> {
-        let Journey { from, to, sparse } = *self.journey;
-        let name = |host: &Arc<dyn Host>| Some(host.name().to_owned()).filter(|name| !name.is_empty());
+        let Journey { from, to, .. } = *self.journey;
         let files = self.loads.iter().zip(&self.staged);
-        let settings = cx.settings;
-        let carry = Carry {
-            source: name(from).filter(|_| way == Way::Here),
-            target: name(to),
-            files: files.map(|(load, part)| Freight { from: load.from.clone(), part: part.clone() }).collect(),
-            sparse,
-            streams: settings.get("TRANSFER_STREAMS").and_then(|word| word.parse().ok()).unwrap_or(0),
-            zip: match settings.get("TRANSFER_COMPRESS").map(str::to_ascii_lowercase).as_deref() {
-                Some("yes") => Some(true),
-                Some("no") => Some(false),
-                _ => None,
-            },
-            rate: settings.get("TRANSFER_RATE").and_then(|word| word.parse::<Rate>().ok()).map(Rate::bytes_per_second),
-        };
+        let files = files.map(|(load, part)| Freight { from: load.from.clone(), part: part.clone() }).collect();
+        let carry = order(cx.settings, self.journey, way, files);
         let driver = if way == Way::Direct { Arc::clone(from) } else { cx.here() };
         let how = match way {
             Way::Direct => format!("straight from {} to {}", from.name(), to.name()),

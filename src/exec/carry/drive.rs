@@ -35,6 +35,9 @@ const FEW: usize = 512;
 /// Ranges whose digests are asked for at a time where nothing has to be read for them.
 const SURE: usize = 4096;
 
+/// Such questions that are under way at once: a file in a thousand pieces would need a thousand round trips.
+const UNDER_WAY: usize = 64;
+
 /// A round trip from which on it is the window of a stream that limits it, and not the processors.
 const FAR: Duration = Duration::from_millis(4);
 
@@ -274,12 +277,20 @@ impl<'a> Job<'a> {
         let known = std::mem::take(known);
         let there = ranges(&known.spans, &self.identity);
         let there = there.into_iter().filter(|at| data.binary_search(at).is_ok());
+        let mut questions = Vec::new();
         for (at, count) in super::journal::spans(there) {
-            for first_of in (at..at + count).step_by(SURE) {
-                let count = u32::try_from((at + count - first_of).min(SURE as u64)).unwrap_or(0);
-                first.target.tell(self.file, first_of, count)?;
-                let told = first.target.told(self.file, first_of, count)?;
-                for (at, digest) in (first_of..).zip(told) {
+            let pieces = (at..at + count).step_by(SURE);
+            questions.extend(pieces.map(|first_of| {
+                let count = (at + count - first_of).min(SURE as u64);
+                (first_of, u32::try_from(count).unwrap_or(0))
+            }));
+        }
+        for questions in questions.chunks(UNDER_WAY) {
+            for (at, count) in questions {
+                first.target.tell(self.file, *at, *count)?;
+            }
+            for (at, count) in questions {
+                for (at, digest) in (*at..).zip(first.target.told(self.file, *at, *count)?) {
                     self.resume(at, digest);
                 }
             }
