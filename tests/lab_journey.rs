@@ -510,7 +510,7 @@ fn where_no_port_can_be_reached_ssh_carries_the_data() {
     };
     lab.sync();
     try_it(&settings, "Cannot listen at 127.0.0.1: Address already in use");
-    try_it("TRANSFER_PORTS=22-23\n", "Cannot use \"22-23\" as ports");
+    try_it("TRANSFER_PORTS=22-23\n", "as ports: two numbers from 1024 to 65535");
     // The peer listens at another address than ssh goes to, where a stranger lets everybody in and says nothing.
     lab.sync_with("SSH_CONNECTION='127.0.0.1 9 127.0.0.5 9'");
     try_it(&settings, &format!("Cannot use port {port} of lab2: The handshake failed"));

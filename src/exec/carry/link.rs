@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::frame::{self, Digest, GREETING, Head, Kind, PROTOCOL, Packed, bad};
 use super::lane::{self, Key, Lane, Ports};
 use super::peer::{MOST, spans_of};
-use super::{Begin, End, Failure, Identity, Known, NOT_HERE, Span, Why};
+use super::{Begin, End, Failure, Identity, Known, NOT_HERE, Span, Why, in_words};
 use crate::exec::control::Control;
 use crate::exec::host::openssh::OpenSsh;
 use crate::exec::host::wire::Delivery;
@@ -100,13 +100,9 @@ impl Link {
     /// [`Why::Unreachable`]: nobody is there within [`lane::REACH`] who knows the key.
     pub fn beside(ssh: &OpenSsh, (port, key): (u16, &Key), zip: bool, control: &Control) -> Result<Self, Failure> {
         let host = ssh.name().to_owned();
-        let failed = |error: &dyn std::fmt::Display| {
-            Failure::new(Why::Unreachable, format!("Cannot use port {port} of {host}: {error}"))
-        };
-        let Some(config) = ssh.config(control) else {
-            return Err(failed(&"ssh does not tell where it goes"));
-        };
-        let lane = Lane::connect(config, port, key, control).map_err(|e| failed(&e))?;
+        let failed = |cause: &str| Failure::new(Why::Unreachable, format!("Cannot use port {port} of {host}: {cause}"));
+        let config = ssh.config(control).ok_or_else(|| failed("ssh does not tell where it goes"))?;
+        let lane = Lane::connect(config, port, key, control).map_err(|e| failed(&in_words(&e)))?;
         Self::along(lane, &host, zip)
     }
 

@@ -182,10 +182,13 @@ impl Failure {
             }
             _ => Why::Other,
         };
-        let error = error.to_string();
-        let cause = error.split(" (os error").next().unwrap_or_default();
-        Self::new(why, format!("Cannot {doing} {}: {cause}", path.display()))
+        Self::new(why, format!("Cannot {doing} {}: {}", path.display(), in_words(error)))
     }
+}
+
+/// An error without the system's number of it.
+fn in_words(error: &io::Error) -> String {
+    error.to_string().split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 impl fmt::Display for Failure {

@@ -9,7 +9,7 @@ use super::door::{Door, Ends};
 use super::frame::{self, GREETING, Head, Kind, PROTOCOL, Packed, bad};
 use super::lane::{Key, Lane, Ports};
 use super::store::Store;
-use super::{Begin, End, Failure, Identity, Span, Why};
+use super::{Begin, End, Failure, Identity, Span, Why, in_words};
 use crate::exec::control::Control;
 
 /// Most digests that one request may ask for, and most spans that one answer holds: what a payload has room for.
@@ -75,7 +75,8 @@ pub fn attend(
         // An earlier one is closed first: there is never more than one.
         door = None;
         let opened = around.ok_or_else(|| "sshd does not tell who has connected".to_owned()).and_then(|around| {
-            opened(payload, &files, around, control).map_err(|e| format!("Cannot listen at {}: {e}", around.here))
+            opened(payload, &files, around, control)
+                .map_err(|e| format!("Cannot listen at {}: {}", around.here, in_words(&e)))
         });
         opened.map(|open| door.insert(open).port())
     };
