@@ -33,7 +33,7 @@ pub struct Link {
     host: String,
     line: Line,
     /// Bytes of data that went through it.
-    worn: u64,
+    pub(super) worn: u64,
     payload: Vec<u8>,
     /// The state of each file, for the length of its ranges.
     identities: Vec<(u16, Identity)>,
