@@ -72,11 +72,23 @@ impl Lab {
 
     /// Puts this binary where a synced remotes tree has it. It finds the lab's ssh, as one with a configuration would.
     fn sync(&self) {
+        self.sync_with("");
+    }
+
+    /// The same, with more in its environment.
+    fn sync_with(&self, more: &str) {
         let dir = self.path("remotes/onestore");
         fs::create_dir_all(&dir).expect("makes");
-        let text = format!("#!/bin/sh\nSSH='ssh -F {}' exec {} \"$@\"\n", self.path("ssh_config").display(), binary());
+        let config = self.path("ssh_config");
+        let text = format!("#!/bin/sh\nexport SSH='ssh -F {}' {more}\nexec {} \"$@\"\n", config.display(), binary());
         fs::write(dir.join("onestore"), text).expect("writes");
         fs::set_permissions(dir.join("onestore"), fs::Permissions::from_mode(0o755)).expect("chmod");
+    }
+
+    /// Writes `etc/onestore.conf`.
+    fn set(&self, settings: &str) {
+        fs::create_dir_all(self.path("remotes/etc")).expect("makes");
+        fs::write(self.path("remotes/etc/onestore.conf"), settings).expect("writes");
     }
 
     /// A file with holes, blocks of zeroes and `mib` MiB of data.
@@ -286,7 +298,8 @@ fn a_peer_without_space_says_so_and_nothing_is_left() {
     lab.sync();
     let _small = Small::mount(&lab.path("ds/.onestore"), 8);
     let load = Load { from: lab.image("disk.0", 40), to: lab.to("disk.0") };
-    for from in ["", "lab1"] {
+    for (from, settings) in [("", ""), ("lab1", ""), ("", PORTS), ("lab1", PORTS)] {
+        lab.set(settings);
         let error = lab.carry(from, "lab2", std::slice::from_ref(&load), &control()).expect_err("no space");
         let text = format!("{error:#}");
         assert!(text.contains("No space left on device") && !text.contains('\n'), "{text}");
@@ -343,6 +356,8 @@ fn whenever_it_is_cut_the_target_is_absent_or_whole() {
     let mut dice = Dice(seed | 1);
     let (mut whole, mut absent) = (0, 0);
     for cut in 0..cuts {
+        // By turns also beside ssh.
+        lab.set(if cut % 2 == 0 { "" } else { PORTS });
         let load = Load { from: from.clone(), to: lab.to(&format!("disk.{}", cut % 3)) };
         let way = [("", "lab2"), ("lab1", ""), ("lab1", "lab2")][usize::try_from(dice.below(3)).expect("small")];
         let after = Duration::from_millis(20 + dice.below(900));
@@ -389,12 +404,16 @@ fn whenever_it_is_cut_the_target_is_absent_or_whole() {
 #[test]
 #[ignore = "needs sshd"]
 fn an_interrupted_journey_goes_on_where_it_was() {
+    goes_on("");
+    goes_on(PORTS);
+}
+
+fn goes_on(settings: &str) {
     let lab = Lab::new();
     lab.sync();
     let load = Load { from: lab.image("disk.0", 200), to: lab.to("disk.0") };
     // Slower than the cut.
-    fs::create_dir_all(lab.path("remotes/etc")).expect("makes");
-    fs::write(lab.path("remotes/etc/onestore.conf"), "TRANSFER_RATE=100m\n").expect("writes");
+    lab.set(&format!("TRANSFER_RATE=100m\n{settings}"));
     let first = control();
     let done = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -436,4 +455,75 @@ fn an_interrupted_journey_goes_on_where_it_was() {
     // The journal named 80 ranges at the least; the one that was damaged was sent again.
     assert!(resumed.is_some_and(|bytes| (70 * MIB..400 * MIB).contains(&bytes)), "{said}");
     assert_eq!(lab.staged().len(), 1);
+}
+
+/// Ports of the lab, several, for tests that run side by side, and away from those that the system gives to anybody.
+const PORTS: &str = "TRANSFER_PORTS=21500-21899\n";
+
+/// Carries one file by these settings, and tells what the log has about it.
+fn told(lab: &Lab, settings: &str, (from, to): (&str, &str), load: &Load) -> String {
+    lab.set(settings);
+    let _ = fs::remove_file(lab.path("log"));
+    let log = Log::new("tm/ssh/mv", Some(&lab.path("log")));
+    let control = control();
+    let runner = Runner::new(control.clone(), &log);
+    lab.carry_by(&runner, &log, from, to, std::slice::from_ref(load), &control)
+        .unwrap_or_else(|e| panic!("{from:?} to {to:?}: {e:#}"));
+    runner.commit().expect("done");
+    same(&load.from, &load.to);
+    sparse(&load.from, &load.to);
+    fs::remove_file(&load.to).expect("there");
+    assert_eq!(lab.staged(), Vec::<String>::new(), "{from:?} to {to:?}");
+    fs::read_to_string(lab.path("log")).expect("reads")
+}
+
+const BESIDE: &str = "the data goes beside ssh, at port 21";
+
+#[test]
+#[ignore = "needs sshd"]
+fn data_goes_beside_ssh_where_ports_are_open() {
+    let lab = Lab::new();
+    lab.sync();
+    let load = Load { from: lab.image("disk.0", 60), to: lab.to("disk.0") };
+    for ends in [("", "lab2"), ("lab1", ""), ("lab1", "lab2")] {
+        let said = told(&lab, PORTS, ends, &load);
+        assert_eq!(said.matches(BESIDE).count(), 1, "{ends:?}: {said}");
+        let said = told(&lab, "", ends, &load);
+        assert!(!said.contains(BESIDE), "{ends:?}, without ports: {said}");
+    }
+    // Through the front-end, which has a peer at either side.
+    let said = told(&lab, &format!("{PORTS}TRANSFER_DIRECT=no\n"), ("lab1", "lab2"), &load);
+    assert_eq!(said.matches(BESIDE).count(), 2, "{said}");
+    let little = Load { from: lab.image("disk.1", 2), to: lab.to("disk.1") };
+    let said = told(&lab, PORTS, ("lab1", "lab2"), &little);
+    assert!(!said.contains(BESIDE), "{said}");
+    assert!(within(10, || lab.sshd.sessions().is_empty()), "sessions are left");
+}
+
+#[test]
+#[ignore = "needs sshd"]
+fn where_no_port_can_be_reached_ssh_carries_the_data() {
+    let lab = Lab::new();
+    let load = Load { from: lab.image("disk.0", 60), to: lab.to("disk.0") };
+    let stranger = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = stranger.local_addr().expect("an address").port();
+    let settings = format!("TRANSFER_PORTS={port}\n");
+    let try_it = |settings: &str, expected: &str| {
+        let begun = std::time::Instant::now();
+        let said = told(&lab, settings, ("lab1", "lab2"), &load);
+        assert!(said.contains(expected) && !said.contains(BESIDE), "{expected}: {said}");
+        println!("{expected}: {:?}", begun.elapsed());
+    };
+    lab.sync();
+    try_it(&settings, "Cannot listen at 127.0.0.1: Address already in use");
+    try_it("TRANSFER_PORTS=22-23\n", "as ports: two numbers from 1024 to 65535");
+    // The peer listens at another address than ssh goes to, where a stranger lets everybody in and says nothing.
+    lab.sync_with("SSH_CONNECTION='127.0.0.1 9 127.0.0.5 9'");
+    try_it(&settings, &format!("Cannot use port {port} of lab2: The handshake failed"));
+    // Now nobody does.
+    drop(stranger);
+    try_it(&settings, &format!("Cannot use port {port} of lab2: Cannot connect to 127.0.0.1:{port}"));
+    // The peer listens for another host than the one that comes.
+    lab.sync_with("SSH_CONNECTION='127.0.0.7 9 127.0.0.1 9'");
+    try_it(&settings, &format!("Cannot use port {port} of lab2: The handshake failed"));
 }

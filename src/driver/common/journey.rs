@@ -14,13 +14,15 @@ use anyhow::{Context as _, Result, bail};
 use sha2::{Digest as _, Sha256};
 
 use crate::context::Cx;
+use crate::exec::carry::lane::{BadPorts, Ports};
 use crate::exec::carry::{Carry, Freight, NOT_HERE, Report, Why, journal_of};
 use crate::exec::host::Host;
-use crate::exec::op::{FileKind, Op, Sparse, Value};
+use crate::exec::op::{FileKind, Op, Script, Sparse, Value};
 use crate::exec::relay;
 use crate::exec::staging::{self, Owner};
 use crate::exec::step::{Feed, Step};
-use crate::report::Log;
+use crate::report::{Level, Log};
+use crate::settings::Settings;
 use crate::tool::coreutils;
 use crate::transfer::rate::Rate;
 
@@ -75,16 +77,26 @@ pub fn carry(cx: &Cx<'_>, journey: &Journey<'_>, loads: &[Load], failure: &str) 
     if loads.is_empty() {
         return Ok(());
     }
-    let parts = Parts::find(cx, journey, loads).with_context(|| failure.to_owned())?;
-    parts.take_up(cx, failure)?;
     let mut ways = Way::all(cx, journey);
+    let parts = std::thread::scope(|scope| {
+        if cx.is_real() && ways.first() == Some(&Way::Direct) {
+            // A login takes a while: the source is logged in to while the target is looked at.
+            let script = Script::from(Op::Carry(order(cx.settings, journey, Way::Direct, Vec::new())));
+            let control = cx.control.clone();
+            scope.spawn(move || journey.from.prepare(&script, &control));
+        }
+        Parts::find(cx, journey, loads)
+    });
+    let parts = parts.with_context(|| failure.to_owned())?;
+    parts.take_up(cx, failure)?;
+    let mut doors = doors(cx);
     let mut tries = 0;
     loop {
         let Some(way) = ways.first().copied() else {
             parts.let_go(cx, failure)?;
             return loads.iter().try_for_each(|load| streamed(cx, journey, load, failure));
         };
-        match parts.travel(cx, way, failure) {
+        match parts.travel(cx, way, doors, failure) {
             Ok(Report::Done(_)) => return parts.put(cx, failure),
             Ok(Report::Failed { why: Why::Lost, text }) => {
                 cx.control.check().with_context(|| failure.to_owned())?;
@@ -92,6 +104,8 @@ pub fn carry(cx: &Cx<'_>, journey: &Journey<'_>, loads: &[Load], failure: &str) 
                     bail!("{failure}: {text}; what has arrived is kept for a day, another try goes on with it");
                 }
                 tries += 1;
+                // Whatever lies between the hosts may let ssh through and nothing else for long.
+                doors = None;
                 cx.warn(format!("{text}; going on with what has arrived"));
                 std::thread::sleep(PAUSE);
             }
@@ -130,6 +144,31 @@ impl Way {
         let direct = cx.settings.get("TRANSFER_DIRECT").is_none_or(|word| !word.eq_ignore_ascii_case("no"));
         if apart && direct { vec![Self::Direct, Self::Here] } else { vec![Self::Here] }
     }
+}
+
+/// What is asked of who drives.
+fn order(settings: &Settings, journey: &Journey<'_>, way: Way, files: Vec<Freight>) -> Carry {
+    let name = |host: &Arc<dyn Host>| Some(host.name().to_owned()).filter(|name| !name.is_empty());
+    Carry {
+        source: name(journey.from).filter(|_| way == Way::Here),
+        target: name(journey.to),
+        files,
+        sparse: journey.sparse,
+        streams: settings.get("TRANSFER_STREAMS").and_then(|word| word.parse().ok()).unwrap_or(0),
+        zip: match settings.get("TRANSFER_COMPRESS").map(str::to_ascii_lowercase).as_deref() {
+            Some("yes") => Some(true),
+            Some("no") => Some(false),
+            _ => None,
+        },
+        rate: settings.get("TRANSFER_RATE").and_then(|word| word.parse::<Rate>().ok()).map(Rate::bytes_per_second),
+        ports: None,
+    }
+}
+
+/// Ports at which hosts may listen for each other (`TRANSFER_PORTS`). What is none is told, and ssh carries the data.
+fn doors(cx: &Cx<'_>) -> Option<Ports> {
+    let text = cx.settings.get("TRANSFER_PORTS").filter(|text| !text.eq_ignore_ascii_case("no"))?;
+    text.parse().map_err(|error: BadPorts| cx.warn(format!("TRANSFER_PORTS: {error}; ssh carries the data"))).ok()
 }
 
 /// Loads, each with the name of its unfinished copy.
@@ -189,24 +228,11 @@ impl<'a> Parts<'a> {
         self.staged.iter().flat_map(|part| [remove(part.clone()), remove(journal_of(part))]).collect()
     }
 
-    fn travel(&self, cx: &Cx<'_>, way: Way, failure: &str) -> Result<Report> {
-        let Journey { from, to, sparse } = *self.journey;
-        let name = |host: &Arc<dyn Host>| Some(host.name().to_owned()).filter(|name| !name.is_empty());
+    fn travel(&self, cx: &Cx<'_>, way: Way, ports: Option<Ports>, failure: &str) -> Result<Report> {
+        let Journey { from, to, .. } = *self.journey;
         let files = self.loads.iter().zip(&self.staged);
-        let settings = cx.settings;
-        let carry = Carry {
-            source: name(from).filter(|_| way == Way::Here),
-            target: name(to),
-            files: files.map(|(load, part)| Freight { from: load.from.clone(), part: part.clone() }).collect(),
-            sparse,
-            streams: settings.get("TRANSFER_STREAMS").and_then(|word| word.parse().ok()).unwrap_or(0),
-            zip: match settings.get("TRANSFER_COMPRESS").map(str::to_ascii_lowercase).as_deref() {
-                Some("yes") => Some(true),
-                Some("no") => Some(false),
-                _ => None,
-            },
-            rate: settings.get("TRANSFER_RATE").and_then(|word| word.parse::<Rate>().ok()).map(Rate::bytes_per_second),
-        };
+        let files = files.map(|(load, part)| Freight { from: load.from.clone(), part: part.clone() }).collect();
+        let carry = Carry { ports, ..order(cx.settings, self.journey, way, files) };
         let driver = if way == Way::Direct { Arc::clone(from) } else { cx.here() };
         let how = match way {
             Way::Direct => format!("straight from {} to {}", from.name(), to.name()),
@@ -340,6 +366,8 @@ impl Write for Ear {
             let line = String::from_utf8_lossy(&std::mem::take(&mut heard.line)).into_owned();
             if let Some(report) = line.strip_prefix("report ") {
                 heard.report = serde_json::from_str(report).ok();
+            } else if let Some(note) = line.strip_prefix("note ") {
+                self.log.say(Level::Info, note);
             } else if let Some((done, all)) = line.strip_prefix("progress ").and_then(|rest| rest.split_once(' '))
                 && let (Ok(done), Ok(all)) = (done.parse::<u64>(), all.parse::<u64>())
             {

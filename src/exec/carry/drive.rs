@@ -5,17 +5,19 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::frame::{Digest, Packed, RANGE, digest_of, whole};
+use super::lane::{Key, Ports};
 use super::link::Link;
 use super::store::{Store, ranges};
 use super::{Arrived, Begin, Carry, End, Failure, Identity, Known, Report, Why};
 use crate::exec::control::Control;
-use crate::exec::host::HostName;
+use crate::exec::host::config::SshConfig;
 use crate::exec::host::openssh::OpenSsh;
+use crate::exec::host::{Host as _, HostName};
 use crate::exec::process::Programs;
 
 /// Ranges that a stream takes at a time.
@@ -35,6 +37,9 @@ const FEW: usize = 512;
 /// Ranges whose digests are asked for at a time where nothing has to be read for them.
 const SURE: usize = 4096;
 
+/// Such questions that are under way at once: a file in a thousand pieces would need a thousand round trips.
+const UNDER_WAY: usize = 64;
+
 /// A round trip from which on it is the window of a stream that limits it, and not the processors.
 const FAR: Duration = Duration::from_millis(4);
 
@@ -47,6 +52,12 @@ const NEAR_STREAMS: u32 = 4;
 /// Bytes a second of one stream below which the link is the bottleneck, and not the processors: compressing pays.
 const SLOW: u64 = 60 << 20;
 
+/// Ranges from which on a stream beside ssh pays: it costs a few milliseconds.
+const WORTH_A_LANE: usize = 8;
+
+/// How long the first stream leaves the data to a lane that is still connecting: no longer than a near one takes.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// Both ends, for one stream.
 struct Stream {
     source: Box<dyn End + Send>,
@@ -55,6 +66,8 @@ struct Stream {
     /// Whether it may go through the operator's multiplexing master: the first does, for it is there at once; what is much
     /// is left to connections of their own.
     shared: bool,
+    /// Whether it goes beside ssh, as far as it goes anywhere.
+    lane: bool,
 }
 
 /// Runs [`super::super::op::Op::Carry`], see there for what it writes.
@@ -87,6 +100,9 @@ fn all(
         target: Place::new(carry.target.as_deref(), (Vec::new(), writes), programs)?,
         zip: carry.zip == Some(true),
         control,
+        ports: carry.ports,
+        asked: AtomicBool::new(false),
+        notes: Mutex::default(),
     };
     let mut first = ends.open(true)?;
     let (most, few) = first.how_many(carry)?;
@@ -117,12 +133,44 @@ struct Place {
     /// Nothing for this machine. One for all streams: it is asked for its configuration once.
     host: Option<Arc<OpenSsh>>,
     files: (Vec<PathBuf>, Vec<PathBuf>),
+    /// Where the peer listens for lanes, and the key.
+    door: OnceLock<(u16, Key)>,
+    /// Nobody could get in there.
+    shut: AtomicBool,
+    /// Somebody did.
+    used: AtomicBool,
 }
 
 impl Place {
     fn new(host: Option<&str>, files: (Vec<PathBuf>, Vec<PathBuf>), programs: &Programs) -> Result<Self, Failure> {
         let name = host.map(HostName::new).transpose().map_err(|e| Failure::new(Why::Other, e.to_string()))?;
-        Ok(Self { host: name.map(|name| Arc::new(OpenSsh::new(name, programs.clone()))), files })
+        let host = name.map(|name| Arc::new(OpenSsh::new(name, programs.clone())));
+        Ok(Self { host, files, door: OnceLock::new(), shut: AtomicBool::default(), used: AtomicBool::default() })
+    }
+
+    /// Where a lane could go to.
+    fn door(&self) -> Option<(&Arc<OpenSsh>, &(u16, Key))> {
+        let door = self.door.get().filter(|_| !self.shut.load(Ordering::Relaxed))?;
+        self.host.as_ref().map(|ssh| (ssh, door))
+    }
+
+    /// Has the peer listen, if it is one that can be connected to; says why there is no door.
+    fn unlock(&self, end: &mut dyn End, ports: Ports, control: &Control) -> Result<Option<String>, Failure> {
+        let Some(ssh) = &self.host else { return Ok(None) };
+        let by_way =
+            |config: &SshConfig| ["proxyjump", "proxycommand"].into_iter().find(|key| config.get(key).is_some());
+        if let Some(key) = ssh.config(control).and_then(by_way) {
+            return Ok(Some(format!("{} is reached by {key}, its data goes by ssh", ssh.name())));
+        }
+        let key = Key::new().map_err(|e| Failure::new(Why::Other, e.to_string()))?;
+        Ok(match end.listen(ports, &key)? {
+            Ok(port) => {
+                // Asked once.
+                let _ = self.door.set((port, key));
+                None
+            }
+            Err(cause) => Some(format!("{}: {cause}; its data goes by ssh", ssh.name())),
+        })
     }
 
     fn open(&self, zip: bool, shared: bool, control: &Control) -> Result<Box<dyn End + Send>, Failure> {
@@ -140,9 +188,56 @@ struct Ends<'a> {
     target: Place,
     zip: bool,
     control: &'a Control,
+    ports: Option<Ports>,
+    /// Whether the peers were asked for doors.
+    asked: AtomicBool,
+    /// What is to be told.
+    notes: Mutex<Vec<String>>,
 }
 
 impl Ends<'_> {
+    /// Has the peers open their doors, once, and says whether there is one.
+    fn unlock(&self, first: &mut Stream) -> Result<bool, Failure> {
+        if let Some(ports) = self.ports.filter(|_| !self.asked.swap(true, Ordering::Relaxed)) {
+            let ends = [(&self.target, &mut first.target), (&self.source, &mut first.source)];
+            for (place, end) in ends {
+                let note = place.unlock(&mut **end, ports, self.control)?;
+                lock(&self.notes).extend(note);
+            }
+        }
+        Ok(self.has_door())
+    }
+
+    fn has_door(&self) -> bool {
+        self.target.door().is_some() || self.source.door().is_some()
+    }
+
+    /// A further stream: beside ssh where there are doors, else by ssh where that pays too.
+    fn more(&self, by_ssh: bool) -> Option<Stream> {
+        let one = |place: &Place| -> Option<(Box<dyn End + Send>, bool)> {
+            if let Some((ssh, (port, key))) = place.door() {
+                match Link::beside(ssh, (*port, key), self.zip, self.control) {
+                    Ok(link) => {
+                        if !place.used.swap(true, Ordering::Relaxed) {
+                            lock(&self.notes).push(format!("{}: the data goes beside ssh, at port {port}", ssh.name()));
+                        }
+                        return Some((Box::new(link), true));
+                    }
+                    Err(failure) if !place.shut.swap(true, Ordering::Relaxed) => {
+                        lock(&self.notes).push(format!("{failure}; its data goes by ssh"));
+                    }
+                    Err(_) => {}
+                }
+            }
+            let near = place.host.is_none();
+            let end = if near || by_ssh { place.open(self.zip, false, self.control).ok() } else { None };
+            end.map(|end| (end, near))
+        };
+        let (target, source) = (one(&self.target)?, one(&self.source)?);
+        let lane = target.1 && source.1;
+        Some(Stream { source: source.0, target: target.0, packed: Packed::default(), shared: false, lane })
+    }
+
     fn open(&self, shared: bool) -> Result<Stream, Failure> {
         // The target first: where it cannot be reached, nothing else has to be.
         let target = self.target.open(self.zip, shared, self.control)?;
@@ -150,11 +245,15 @@ impl Ends<'_> {
         let by_master =
             |host: &Option<Arc<OpenSsh>>| host.as_ref().is_some_and(|ssh| ssh.has_live_master(self.control));
         let shared = shared && (by_master(&self.source.host) || by_master(&self.target.host));
-        Ok(Stream { source, target, packed: Packed::default(), shared })
+        Ok(Stream { source, target, packed: Packed::default(), shared, lane: false })
     }
 }
 
 impl Stream {
+    fn is_worn(&self) -> bool {
+        self.source.is_worn() || self.target.is_worn()
+    }
+
     /// Streams at most, and up to how many ranges one is enough.
     fn how_many(&mut self, carry: &Carry) -> Result<(usize, usize), Failure> {
         let mut trip = Duration::MAX;
@@ -197,6 +296,8 @@ struct Job<'a> {
     over: AtomicBool,
     /// Whether a stream with a connection of its own is at work.
     joined: AtomicBool,
+    /// Whether one is that goes beside ssh.
+    lane: AtomicBool,
     done: AtomicU64,
     data: u64,
     resumed: AtomicU64,
@@ -219,6 +320,7 @@ impl<'a> Job<'a> {
             due: Mutex::new(Instant::now()),
             over: AtomicBool::new(false),
             joined: AtomicBool::new(false),
+            lane: AtomicBool::new(false),
             done: AtomicU64::new(0),
             data: data.iter().map(|at| identity.len_of(*at) as u64).sum(),
             resumed: AtomicU64::new(0),
@@ -241,11 +343,23 @@ impl<'a> Job<'a> {
         }
         let rest = Begin { first: false, ..self.begin };
         let left = self.plan(data, &ranges(&known.spans, &self.identity));
-        if left > few && most > 1 {
-            let wanted = most + usize::from(first.shared);
-            streams.resize_with(wanted.max(streams.len()), || None);
+        let much = left > few && most > 1;
+        // Streams by ssh, if it comes to that.
+        let by_ssh = if much { most + usize::from(first.shared) } else { 1 };
+        let lanes = left >= WORTH_A_LANE && ends.unlock(first)?;
+        let wanted = match (lanes, much) {
+            // The first is by ssh, and leaves the data to them.
+            (true, true) => 1 + most,
+            (true, false) => 2,
+            (false, _) => by_ssh,
+        };
+        streams.resize_with(wanted.max(streams.len()), || None);
+        let done = self.work(ends, streams, (rest, by_ssh), output).and_then(|()| self.finish(streams));
+        for note in std::mem::take(&mut *lock(&ends.notes)) {
+            // If nobody listens any more, that is found by whoever has something to say.
+            let _ = writeln!(output, "\nnote {note}");
         }
-        if let Err(failure) = self.work(ends, streams, rest, output) {
+        if let Err(failure) = done {
             return Err(self.why(streams, failure));
         }
         self.settle(streams[0].as_mut().ok_or_else(gone)?)?;
@@ -274,12 +388,20 @@ impl<'a> Job<'a> {
         let known = std::mem::take(known);
         let there = ranges(&known.spans, &self.identity);
         let there = there.into_iter().filter(|at| data.binary_search(at).is_ok());
+        let mut questions = Vec::new();
         for (at, count) in super::journal::spans(there) {
-            for first_of in (at..at + count).step_by(SURE) {
-                let count = u32::try_from((at + count - first_of).min(SURE as u64)).unwrap_or(0);
-                first.target.tell(self.file, first_of, count)?;
-                let told = first.target.told(self.file, first_of, count)?;
-                for (at, digest) in (first_of..).zip(told) {
+            let pieces = (at..at + count).step_by(SURE);
+            questions.extend(pieces.map(|first_of| {
+                let count = (at + count - first_of).min(SURE as u64);
+                (first_of, u32::try_from(count).unwrap_or(0))
+            }));
+        }
+        for questions in questions.chunks(UNDER_WAY) {
+            for (at, count) in questions {
+                first.target.tell(self.file, *at, *count)?;
+            }
+            for (at, count) in questions {
+                for (at, digest) in (*at..).zip(first.target.told(self.file, *at, *count)?) {
                     self.resume(at, digest);
                 }
             }
@@ -318,22 +440,31 @@ impl<'a> Job<'a> {
         &self,
         ends: &Ends<'_>,
         streams: &mut [Option<Stream>],
-        rest: Begin,
+        (rest, by_ssh): (Begin, usize),
         output: &mut (dyn Write + Send),
     ) -> Result<(), Failure> {
         let (tell, told) = channel();
+        let may_wait = streams.len() > 1 && ends.has_door();
         thread::scope(|scope| {
             for (number, stream) in streams.iter_mut().enumerate() {
                 let tell = tell.clone();
                 scope.spawn(move || {
+                    if number == 0 && may_wait {
+                        self.await_lane(ends);
+                    }
                     // Each logs in by itself, while the first is at work. Fewer streams are slower, and no failure.
                     if stream.is_none() {
-                        *stream = ends.open(false).ok();
+                        *stream = ends.more(number < by_ssh);
                     }
-                    let result = match stream {
-                        Some(stream) => self.stream(stream, (number > 0).then_some(rest)),
-                        None => Ok(()),
-                    };
+                    let mut result = Ok(());
+                    while let Some(this) = stream {
+                        result = self.stream(this, (number > 0).then_some(rest));
+                        if result.is_err() || !this.is_worn() {
+                            break;
+                        }
+                        // The others go on with what is left, if there is no other.
+                        *stream = ends.more(true);
+                    }
                     let failed = result.is_err();
                     // The receiver waits for all of them, and takes the first failure for the cause of the others.
                     let _ = tell.send(result);
@@ -359,11 +490,31 @@ impl<'a> Job<'a> {
         })
     }
 
+    /// What nobody took any more: a stream that found another one at work left it to that, which had ended.
+    fn finish(&self, streams: &mut [Option<Stream>]) -> Result<(), Failure> {
+        self.joined.store(false, Ordering::Relaxed);
+        self.lane.store(false, Ordering::Relaxed);
+        if lock(&self.new).is_empty() {
+            return Ok(());
+        }
+        self.stream(streams.first_mut().and_then(Option::as_mut).ok_or_else(gone)?, None)
+    }
+
+    /// Gives a lane that is about to be there the time that it takes: the first stream has nothing to do then.
+    fn await_lane(&self, ends: &Ends<'_>) {
+        let until = Instant::now() + PATIENCE;
+        let there = || self.lane.load(Ordering::Relaxed) || self.over.load(Ordering::Relaxed);
+        while !there() && ends.has_door() && Instant::now() < until {
+            thread::sleep(Duration::from_micros(500));
+        }
+    }
+
     fn stream(&self, stream: &mut Stream, begin: Option<Begin>) -> Result<(), Failure> {
         if let Some(begin) = begin {
             stream.target.begin(self.file, begin)?;
             stream.source.stat(self.file)?;
             self.joined.store(true, Ordering::Relaxed);
+            self.lane.fetch_or(stream.lane, Ordering::Relaxed);
         }
         while let Some(Unit::Known(at, count)) = next(&self.known) {
             self.check()?;
@@ -383,7 +534,9 @@ impl<'a> Job<'a> {
     }
 
     fn ask(&self, stream: &mut Stream) -> Result<Option<Vec<u64>>, Failure> {
-        if stream.shared && self.joined.load(Ordering::Relaxed) {
+        let others = (stream.shared && self.joined.load(Ordering::Relaxed))
+            || (!stream.lane && self.lane.load(Ordering::Relaxed));
+        if others || stream.is_worn() {
             return Ok(None);
         }
         match next(&self.new) {

@@ -1,4 +1,4 @@
-//! What travels between the two ends of a journey: frames with a length, over one ssh exec.
+//! What travels between the two ends of a journey: frames with a length, over one ssh exec or one lane beside it.
 //!
 //! ```text
 //! kind u8 | file u16 | at u64 | length u32 | payload      (little endian)
@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::pipe::{SpliceFlags, splice};
 
 /// Version of this page: a peer greets with it.
-pub const PROTOCOL: u64 = 3;
+pub const PROTOCOL: u64 = 4;
 
 /// What a peer says in front of its first frame, so that whatever a login shell printed before can be told from it.
 pub const GREETING: &[u8; 16] = b"\x80onestore-peer\r\n";
@@ -65,12 +65,17 @@ pub enum Kind {
     Sync,
     /// From a peer, last of all: it has failed. The first byte is a [`super::Why`], text follows.
     Failed,
+    /// Asks to listen for streams beside ssh, which carry the same frames: the payload is a range of ports, the lowest and
+    /// the highest, and a [`super::lane::Key`]. Answered by the same: `at` is the port, or 0, with the cause as payload.
+    /// Only ever asked over ssh.
+    Listen,
 }
 
 impl Kind {
     fn of(byte: u8) -> Option<Self> {
-        use Kind::{Begin, Digests, Failed, Get, Hello, Map, Ping, Range, Stat, Sync};
-        [Hello, Ping, Stat, Map, Get, Range, Begin, Digests, Sync, Failed].into_iter().find(|kind| *kind as u8 == byte)
+        use Kind::{Begin, Digests, Failed, Get, Hello, Listen, Map, Ping, Range, Stat, Sync};
+        let all = [Hello, Ping, Stat, Map, Get, Range, Begin, Digests, Sync, Failed, Listen];
+        all.into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The near end of a stream to a peer: an ssh exec of [`Op::Attend`], driven by frames.
+//! The near end of a stream to a peer, driven by frames: an ssh exec of [`Op::Attend`], or a lane beside one.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,8 +10,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use super::frame::{self, Digest, GREETING, Head, Kind, PROTOCOL, Packed, bad};
+use super::lane::{self, Key, Lane, Ports};
 use super::peer::{MOST, spans_of};
-use super::{Begin, End, Failure, Identity, Known, NOT_HERE, Span, Why};
+use super::{Begin, End, Failure, Identity, Known, NOT_HERE, Span, Why, in_words};
 use crate::exec::control::Control;
 use crate::exec::host::openssh::OpenSsh;
 use crate::exec::host::wire::Delivery;
@@ -30,9 +31,9 @@ const NOISE: usize = 64 << 10;
 /// A stream to a peer.
 pub struct Link {
     host: String,
-    to: Option<PipeWriter>,
-    from: PipeReader,
-    over: Receiver<Result<(), ScriptError>>,
+    line: Line,
+    /// Bytes of data that went through it.
+    pub(super) worn: u64,
     payload: Vec<u8>,
     /// The state of each file, for the length of its ranges.
     identities: Vec<(u16, Identity)>,
@@ -40,7 +41,84 @@ pub struct Link {
     zip: bool,
 }
 
+/// What carries the frames.
+enum Line {
+    /// The pipes of an ssh client, and what became of it.
+    Ssh { to: Option<PipeWriter>, from: PipeReader, over: Receiver<Result<(), ScriptError>> },
+    /// A connection beside it.
+    Lane(Box<Lane>),
+}
+
+impl Read for Line {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Ssh { from, .. } => from.read(room),
+            Self::Lane(lane) => lane.read(room),
+        }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Ssh { to: Some(to), .. } => to.write(bytes),
+            Self::Ssh { to: None, .. } => Err(io::ErrorKind::BrokenPipe.into()),
+            Self::Lane(lane) => lane.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Ssh { .. } => Ok(()),
+            Self::Lane(lane) => lane.flush(),
+        }
+    }
+}
+
+impl Line {
+    fn send(&mut self, packed: &Packed, file: u16, at: u64, zip: bool) -> io::Result<usize> {
+        match self {
+            Self::Ssh { to: Some(to), .. } => packed.send(to, file, at, zip),
+            Self::Ssh { to: None, .. } => Err(io::ErrorKind::BrokenPipe.into()),
+            Self::Lane(lane) => {
+                let sent = packed.write(lane, file, at, zip)?;
+                lane.flush().map(|()| sent)
+            }
+        }
+    }
+}
+
 impl Link {
+    /// A link over these.
+    fn over(host: String, line: Line, zip: bool) -> Self {
+        Self { host, line, worn: 0, payload: Vec::new(), identities: Vec::new(), asked: VecDeque::new(), zip }
+    }
+
+    /// Connects beside ssh, to where `ssh` goes, at the port that the peer named, and waits for the peer's greeting.
+    ///
+    /// # Errors
+    /// [`Why::Unreachable`]: nobody is there within [`lane::REACH`] who knows the key.
+    pub fn beside(ssh: &OpenSsh, (port, key): (u16, &Key), zip: bool, control: &Control) -> Result<Self, Failure> {
+        let host = ssh.name().to_owned();
+        let failed = |cause: &str| Failure::new(Why::Unreachable, format!("Cannot use port {port} of {host}: {cause}"));
+        let config = ssh.config(control).ok_or_else(|| failed("ssh does not tell where it goes"))?;
+        let lane = Lane::connect(config, port, key, control).map_err(|e| failed(&in_words(&e)))?;
+        Self::along(lane, &host, zip)
+    }
+
+    /// The same over a lane that is there.
+    ///
+    /// # Errors
+    /// It is not greeted by a peer of this version.
+    pub fn along(lane: Lane, host: &str, zip: bool) -> Result<Self, Failure> {
+        let mut link = Self::over(host.to_owned(), Line::Lane(Box::new(lane)), zip);
+        link.hello()?;
+        if let Line::Lane(lane) = &mut link.line {
+            lane.calm();
+        }
+        Ok(link)
+    }
+
     /// Logs in, and waits for the peer's greeting. `shared` is to go through a multiplexing master, if one is there.
     ///
     /// # Errors
@@ -72,27 +150,23 @@ impl Link {
         std::thread::Builder::new().name("stream".to_owned()).spawn(run).map_err(local)?;
         // Shorter than a pipe, but a path may be long: it fails like all else when ssh is gone.
         let sent = to.write_all(&delivery.head);
-        let mut link = Self {
-            host: host.clone(),
-            to: Some(to),
-            from,
-            over,
-            payload: Vec::new(),
-            identities: Vec::new(),
-            asked: VecDeque::new(),
-            zip,
-        };
+        let mut link = Self::over(host, Line::Ssh { to: Some(to), from, over }, zip);
         if let Err(error) = sent {
             return Err(link.broken(&error));
         }
-        if !link.greeted()? {
-            return Err(Failure::new(Why::NotThere, format!("{host}: {NOT_HERE}, or its login shell talks too much")));
+        link.hello().map(|()| link)
+    }
+
+    /// Waits for the peer, which has to be of this version.
+    fn hello(&mut self) -> Result<(), Failure> {
+        let not_there = |host: &str, more: &str| Failure::new(Why::NotThere, format!("{host}: {NOT_HERE}{more}"));
+        if !self.greeted()? {
+            return Err(not_there(&self.host, ", or its login shell talks too much"));
         }
-        let hello = link.read()?;
-        if hello != (Head { kind: Kind::Hello, file: 0, at: PROTOCOL }) {
-            return Err(Failure::new(Why::NotThere, format!("{host}: {NOT_HERE}")));
+        if self.read()? != (Head { kind: Kind::Hello, file: 0, at: PROTOCOL }) {
+            return Err(not_there(&self.host, ""));
         }
-        Ok(link)
+        Ok(())
     }
 
     /// Skips what a login shell has to say, up to [`GREETING`].
@@ -101,7 +175,7 @@ impl Link {
         // One at a time: what follows is not ours to take.
         let mut byte = [0];
         for _ in 0..NOISE {
-            if let Err(error) = self.from.read_exact(&mut byte) {
+            if let Err(error) = self.line.read_exact(&mut byte) {
                 return Err(self.broken(&error));
             }
             if last.len() == GREETING.len() {
@@ -117,16 +191,22 @@ impl Link {
 
     /// Why the stream ended: what the peer said last, or what ssh did.
     fn broken(&mut self, error: &io::Error) -> Failure {
-        self.to = None;
+        if let Line::Ssh { to, .. } = &mut self.line {
+            *to = None;
+        }
         let mut said = Vec::new();
         // What it said before it ended may still lie in the pipe.
-        while let Ok(head) = frame::read(&mut self.from, &mut said) {
+        while let Ok(head) = frame::read(&mut self.line, &mut said) {
             if head.kind == Kind::Failed {
                 return failed(&self.host, &said);
             }
         }
-        match self.over.recv_timeout(LAST_WORDS) {
-            Ok(Err(error)) => {
+        let over = match &self.line {
+            Line::Ssh { over, .. } => over.recv_timeout(LAST_WORDS).ok(),
+            Line::Lane(_) => None,
+        };
+        match over {
+            Some(Err(error)) => {
                 let text = error.to_string();
                 let why = match error.kind {
                     ErrorKind::Unreachable => Why::Unreachable,
@@ -142,19 +222,12 @@ impl Link {
 
     fn send(&mut self, kind: Kind, file: u16, at: u64, payload: &[u8]) -> Result<(), Failure> {
         let head = Head { kind, file, at };
-        self.write(|to| frame::write(to, head, &[payload]))
-    }
-
-    fn write<T>(&mut self, write: impl FnOnce(&mut PipeWriter) -> io::Result<T>) -> Result<T, Failure> {
-        let done = match &mut self.to {
-            Some(to) => write(to),
-            None => Err(io::ErrorKind::BrokenPipe.into()),
-        };
-        done.map_err(|error| self.broken(&error))
+        // Before the next answer is read, a lane sends what was gathered.
+        frame::write(&mut self.line, head, &[payload]).map_err(|error| self.broken(&error))
     }
 
     fn read(&mut self) -> Result<Head, Failure> {
-        match frame::read(&mut self.from, &mut self.payload) {
+        match frame::read(&mut self.line, &mut self.payload) {
             Ok(head) if head.kind == Kind::Failed => Err(failed(&self.host, &self.payload)),
             Ok(head) => Ok(head),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(self.odd(&error)),
@@ -184,8 +257,12 @@ impl Link {
 
 fn failed(host: &str, payload: &[u8]) -> Failure {
     let (why, text) = payload.split_first().map_or((0, &[][..]), |(why, text)| (*why, text));
-    let text: String = String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(1000).collect();
-    Failure::new(Why::of(why), format!("{host}: {text}"))
+    Failure::new(Why::of(why), format!("{host}: {}", plain(text)))
+}
+
+/// What a peer said in words, as one line of at most 1000 characters.
+fn plain(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).chars().filter(|c| !c.is_control()).take(1000).collect()
 }
 
 impl End for Link {
@@ -225,6 +302,7 @@ impl End for Link {
         if head != (Head { kind: Kind::Range, file, at }) || self.asked.pop_front() != Some(at) {
             return Err(self.odd(&bad("another range than asked for")));
         }
+        self.worn += self.payload.len() as u64;
         packed.unpack(&mut self.payload, identity.len_of(at)).map_err(|e| self.odd(&e))
     }
 
@@ -236,7 +314,14 @@ impl End for Link {
     }
 
     fn put(&mut self, file: u16, at: u64, packed: &Packed, zip: bool) -> Result<usize, Failure> {
-        self.write(|to| packed.send(to, file, at, zip))
+        // ssh's pipe breaks when the peer ends; a peer beside it listens on for a while, so that its last word is heard.
+        if matches!(&self.line, Line::Lane(lane) if lane.speaks()) {
+            self.read()?;
+            return Err(self.odd(&bad("an answer without a question")));
+        }
+        let sent = self.line.send(packed, file, at, zip).map_err(|error| self.broken(&error))?;
+        self.worn += sent as u64;
+        Ok(sent)
     }
 
     fn tell(&mut self, file: u16, at: u64, count: u32) -> Result<(), Failure> {
@@ -260,12 +345,27 @@ impl End for Link {
         self.send(Kind::Ping, 0, 0, &[])?;
         self.answer(Kind::Ping, 0).map(drop)
     }
+
+    fn listen(&mut self, ports: Ports, key: &Key) -> Result<Result<u16, String>, Failure> {
+        let payload = [&ports.first.to_le_bytes()[..], &ports.last.to_le_bytes(), key.reveal()].concat();
+        self.send(Kind::Listen, 0, 0, &payload)?;
+        Ok(match u16::try_from(self.answer(Kind::Listen, 0)?) {
+            Ok(0) | Err(_) => Err(plain(&self.payload)),
+            Ok(port) => Ok(port),
+        })
+    }
+
+    fn is_worn(&self) -> bool {
+        matches!(self.line, Line::Lane(_)) && self.worn >= lane::MOST
+    }
 }
 
 impl Drop for Link {
     /// The peer ends with its input; it is waited for, but not long.
     fn drop(&mut self) {
-        self.to = None;
-        let _ = self.over.recv_timeout(Duration::from_secs(2));
+        if let Line::Ssh { to, over, .. } = &mut self.line {
+            *to = None;
+            let _ = over.recv_timeout(Duration::from_secs(2));
+        }
     }
 }

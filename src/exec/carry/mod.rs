@@ -9,6 +9,7 @@
 //! - [`journal`]: which ranges of an unfinished copy are known to be good.
 //! - [`peer`]: the far end: a store behind frames.
 //! - [`link`]: the near end of a stream to a peer.
+//! - [`lane`]: a stream beside ssh, by TLS; [`door`]: where a peer waits for those.
 //! - [`drive`]: takes ranges from one end to the other, by several streams.
 //!
 //! Whoever drives may stand at the source, at the target, or between two peers: what it sees of either end is the
@@ -25,9 +26,11 @@ use serde::{Deserialize, Serialize};
 
 use super::op::Sparse;
 
+pub mod door;
 pub mod drive;
 pub mod frame;
 pub mod journal;
+pub mod lane;
 pub mod link;
 pub mod peer;
 pub mod store;
@@ -36,6 +39,7 @@ pub mod store;
 mod tests;
 
 use frame::{Digest, Packed};
+use lane::{Key, Ports};
 
 /// What a host without this binary says to operations of this module.
 pub const NOT_HERE: &str = "This version of onestore does not stand there";
@@ -89,6 +93,9 @@ pub struct Carry {
     pub zip: Option<bool>,
     /// Bytes a second at most.
     pub rate: Option<u64>,
+    /// Ports at which a peer may listen for streams beside ssh; nothing for ssh alone.
+    #[serde(default)]
+    pub ports: Option<Ports>,
 }
 
 /// What became of a journey.
@@ -175,10 +182,13 @@ impl Failure {
             }
             _ => Why::Other,
         };
-        let error = error.to_string();
-        let cause = error.split(" (os error").next().unwrap_or_default();
-        Self::new(why, format!("Cannot {doing} {}: {cause}", path.display()))
+        Self::new(why, format!("Cannot {doing} {}: {}", path.display(), in_words(error)))
     }
+}
+
+/// An error without the system's number of it.
+fn in_words(error: &io::Error) -> String {
+    error.to_string().split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 impl fmt::Display for Failure {
@@ -323,4 +333,14 @@ pub trait End {
 
     /// A round trip and back.
     fn ping(&mut self) -> Result<(), Failure>;
+
+    /// Has a peer listen for streams beside this one; the port, or why there is none.
+    fn listen(&mut self, _ports: Ports, _key: &Key) -> Result<Result<u16, String>, Failure> {
+        Ok(Err("This machine needs no port".to_owned()))
+    }
+
+    /// Whether so much went through it that another stream has to go on.
+    fn is_worn(&self) -> bool {
+        false
+    }
 }

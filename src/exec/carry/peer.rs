@@ -2,16 +2,62 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
+use super::door::{Door, Ends};
 use super::frame::{self, GREETING, Head, Kind, PROTOCOL, Packed, bad};
+use super::lane::{Key, Lane, Ports};
 use super::store::Store;
-use super::{Begin, End, Failure, Identity, Span, Why};
+use super::{Begin, End, Failure, Identity, Span, Why, in_words};
 use crate::exec::control::Control;
 
 /// Most digests that one request may ask for, and most spans that one answer holds: what a payload has room for.
 pub const MOST: usize = 16_384;
 
-/// Serves these files to whoever drives. A failure is the last answer.
+/// How long a stream beside ssh waits for the other end to hear what was said last: ten seconds.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// The files that are served.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    /// To be read.
+    pub reads: Vec<PathBuf>,
+    /// To be written.
+    pub writes: Vec<PathBuf>,
+}
+
+/// What frames come from and answers go to.
+trait Line {
+    fn ear(&mut self) -> &mut dyn Read;
+    fn mouth(&mut self) -> &mut dyn Write;
+}
+
+/// The streams of an ssh exec.
+struct Pipes<'a>(&'a mut dyn Read, &'a mut dyn Write);
+
+impl Line for Pipes<'_> {
+    fn ear(&mut self) -> &mut dyn Read {
+        self.0
+    }
+
+    fn mouth(&mut self) -> &mut dyn Write {
+        self.1
+    }
+}
+
+impl Line for Lane {
+    fn ear(&mut self) -> &mut dyn Read {
+        self
+    }
+
+    fn mouth(&mut self) -> &mut dyn Write {
+        self
+    }
+}
+
+/// Serves these files to whoever drives, over the streams of an ssh exec, and over others beside it once that is asked for
+/// ([`Kind::Listen`]); these end with it. A failure is the last answer.
 ///
 /// # Errors
 /// The streams broke, or it had to stop. What was written stays, with its journal.
@@ -22,22 +68,65 @@ pub fn attend(
     output: &mut dyn Write,
     control: &Control,
 ) -> io::Result<()> {
-    let mut peer =
-        Peer { store: Store::new(reads, writes), packed: Packed::default(), identities: Vec::new(), synced: 0 };
+    let files = Files { reads, writes };
+    let around = std::env::var("SSH_CONNECTION").ok().and_then(|text| Ends::of(&text));
+    let mut door = None;
+    let mut listen = |payload: &[u8]| {
+        // An earlier one is closed first: there is never more than one.
+        door = None;
+        let opened = around.ok_or_else(|| "sshd does not tell who has connected".to_owned()).and_then(|around| {
+            opened(payload, &files, around, control)
+                .map_err(|e| format!("Cannot listen at {}: {}", around.here, in_words(&e)))
+        });
+        opened.map(|open| door.insert(open).port())
+    };
+    talk(&files, &mut Pipes(input, output), control, &mut listen)
+}
+
+/// Opens a port for what a payload of [`Kind::Listen`] names.
+///
+/// # Errors
+/// The payload is none, or no port is free.
+pub fn opened(payload: &[u8], files: &Files, around: Ends, control: &Control) -> io::Result<Door> {
+    let (ports, key) = payload.split_first_chunk::<4>().ok_or_else(|| bad("no ports"))?;
+    let [a, b, c, d] = *ports;
+    let ports = Ports { first: u16::from_le_bytes([a, b]), last: u16::from_le_bytes([c, d]) };
+    let key = Key::of_bytes(key.try_into().map_err(|_| bad("no key"))?);
+    let (files, watch) = (files.clone(), control.clone());
+    let serve = move |mut lane: Lane| {
+        // Whatever became of it, whoever drives has been told, or is gone.
+        let _ = talk(&files, &mut lane, &watch, &mut |_| Err("It is listened to already".to_owned()));
+        lane.linger(LAST_WORDS);
+    };
+    Door::open(ports, around, key, Arc::new(serve), control.clone())
+}
+
+/// What a payload of [`Kind::Listen`] names: the port, or why there is none.
+type Listen<'a> = dyn FnMut(&[u8]) -> Result<u16, String> + 'a;
+
+fn talk(files: &Files, line: &mut dyn Line, control: &Control, listen: &mut Listen<'_>) -> io::Result<()> {
+    let store = Store::new(files.reads.clone(), files.writes.clone());
+    let mut peer = Peer { store, packed: Packed::default(), identities: Vec::new(), synced: 0 };
     let answer = |output: &mut dyn Write, head: Head, payload: &[u8]| -> io::Result<()> {
         frame::write(&mut &mut *output, head, &[payload])?;
         output.flush()
     };
-    output.write_all(GREETING)?;
-    answer(output, Head { kind: Kind::Hello, file: 0, at: PROTOCOL }, &[])?;
+    line.mouth().write_all(GREETING)?;
+    answer(line.mouth(), Head { kind: Kind::Hello, file: 0, at: PROTOCOL }, &[])?;
     let mut payload = Vec::new();
     loop {
         control.check().map_err(io::Error::other)?;
-        let head = match frame::read(&mut &mut *input, &mut payload) {
+        let head = match frame::read(&mut line.ear(), &mut payload) {
             // Whoever drives has all that he wanted, or is gone.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             read => read?,
         };
+        if head.kind == Kind::Listen {
+            let (at, text) = listen(&payload).map_or_else(|cause| (0, cause), |port| (port.into(), String::new()));
+            answer(line.mouth(), Head { at, ..head }, text.as_bytes())?;
+            continue;
+        }
+        let output = line.mouth();
         match peer.serve(head, &mut payload) {
             Ok(Answer::None) => {}
             Ok(Answer::Bytes(at, bytes)) => answer(output, Head { at, ..head }, &bytes)?,
@@ -108,7 +197,7 @@ impl Peer {
                 self.store.sync()?;
                 Answer::Bytes(self.synced, Vec::new())
             }
-            Kind::Hello | Kind::Failed => return Err(wrong(bad("an answer as a question"))),
+            Kind::Hello | Kind::Failed | Kind::Listen => return Err(wrong(bad("an answer as a question"))),
         })
     }
 }
@@ -140,7 +229,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_asked_is_answered_or_refused(kind in 1..12_u8, file in 0..3_u16, at: u64, payload in prop::collection::vec(any::<u8>(), 0..80), begin: bool) {
+        fn whatever_is_asked_is_answered_or_refused(kind in 1..13_u8, file in 0..3_u16, at: u64, payload in prop::collection::vec(any::<u8>(), 0..80), begin: bool) {
             let dir = tempfile::tempdir().expect("a directory");
             let path = dir.path().join("f");
             std::fs::write(&path, [7; 5000]).expect("writes");

@@ -52,7 +52,7 @@ fn go(carry: &Carry, control: &Control) -> io::Result<Report> {
 
 fn one(dir: &Path, sparse: Sparse) -> Carry {
     let files = vec![Freight { from: dir.join("from"), part: dir.join("to") }];
-    Carry { source: None, target: None, files, sparse, streams: 2, zip: None, rate: None }
+    Carry { source: None, target: None, files, sparse, streams: 2, zip: None, rate: None, ports: None }
 }
 
 fn control() -> Control {
@@ -171,4 +171,174 @@ fn journals_of_staging_files_are_staging_files_of_the_same_owner() {
     assert_eq!(crate::exec::staging::owner_of(journal.file_name().expect("a name")), Some(me));
     assert_ne!(journal, part);
     assert_eq!(journal_of(Path::new("/a/b")), Path::new("/a/b.journal"));
+}
+
+/// Streams beside ssh, to a door of this machine.
+mod beside {
+    use std::io::{Read, Write};
+    use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
+    use std::time::Instant;
+
+    use openssl::asn1::Asn1Time;
+    use openssl::hash::MessageDigest;
+    use openssl::pkey::PKey;
+    use openssl::ssl::{SslAcceptor, SslMethod};
+    use openssl::x509::X509Builder;
+
+    use super::super::door::{Door, Ends};
+    use super::super::lane::{Key, Lane};
+    use super::super::link::Link;
+    use super::super::peer::{Files, opened};
+    use super::*;
+
+    const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const ENDS: Ends = Ends { here: HOME, there: HOME };
+
+    fn door(dir: &Path, key: &Key, ends: Ends) -> Door {
+        // Not among the ports that the system gives to anybody.
+        let payload = [&21_000_u16.to_le_bytes()[..], &21_499_u16.to_le_bytes(), key.reveal()].concat();
+        let files = Files { reads: vec![dir.join("from")], writes: vec![dir.join("to")] };
+        opened(&payload, &files, ends, &control()).expect("a port")
+    }
+
+    fn key() -> Key {
+        Key::new().expect("random bytes")
+    }
+
+    fn lane(port: u16, key: &Key) -> io::Result<Lane> {
+        let socket = TcpStream::connect((HOME, port))?;
+        Lane::over(socket, key, Instant::now() + Duration::from_secs(5), &control())
+    }
+
+    fn link(port: u16, key: &Key) -> Link {
+        Link::along(lane(port, key).expect("a lane"), "far", false).expect("a greeting")
+    }
+
+    fn refused(port: u16, key: &Key) -> String {
+        match lane(port, key) {
+            Ok(_) => panic!("let in"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn frames_go_by_a_lane_as_they_go_by_ssh() {
+        let dir = tempfile::tempdir().expect("a directory");
+        build(&dir.path().join("from"), &[Piece::Data(7, 3 << 20), Piece::Hole(5 << 20), Piece::Data(9, 5000)]);
+        let key = key();
+        let door = door(dir.path(), &key, ENDS);
+        let mut far = link(door.port(), &key);
+        let mut near = store::Store::new(vec![dir.path().join("from")], Vec::new());
+        let identity = near.stat(0).expect("there");
+        far.begin(0, Begin { identity, allocate: false, first: true }).expect("begins");
+        let mut packed = Packed::default();
+        for at in store::ranges(&near.map(0).expect("maps"), &identity) {
+            near.take(0, at, &mut packed).expect("reads");
+            far.put(0, at, &packed, at % 2 == 0).expect("writes");
+        }
+        far.sync().expect("syncs");
+        assert_eq!(fs::read(dir.path().join("from")).expect("reads"), fs::read(dir.path().join("to")).expect("reads"));
+        link(door.port(), &key).ping().expect("another one at the same door");
+        assert!(!far.is_worn());
+        far.worn = lane::MOST;
+        assert!(far.is_worn());
+        // With the door its streams end, and nobody else comes in.
+        let port = door.port();
+        drop(door);
+        assert!(far.ping().is_err());
+        assert!(TcpStream::connect((HOME, port)).is_err());
+    }
+
+    #[test]
+    fn what_a_peer_says_last_is_heard() {
+        let dir = tempfile::tempdir().expect("a directory");
+        build(&dir.path().join("from"), &[Piece::Data(7, 1 << 20)]);
+        let key = key();
+        let door = door(dir.path(), &key, ENDS);
+        let mut far = link(door.port(), &key);
+        let mut near = store::Store::new(vec![dir.path().join("from")], Vec::new());
+        let identity = near.stat(0).expect("there");
+        far.begin(0, Begin { identity, allocate: false, first: true }).expect("begins");
+        let mut packed = Packed::default();
+        near.take(0, 0, &mut packed).expect("reads");
+        // There is no such range: the peer ends, and whoever drives writes on.
+        let failure = (0..1000).find_map(|_| far.put(0, 99, &packed, false).err()).expect("it is told");
+        assert!(failure.text.starts_with("far: ") && failure.text.contains("range"), "{failure}");
+    }
+
+    #[test]
+    fn who_has_not_got_the_key_gets_nowhere() {
+        let dir = tempfile::tempdir().expect("a directory");
+        build(&dir.path().join("from"), &[Piece::Data(7, 1 << 20)]);
+        let key = key();
+        assert_eq!(format!("{key:?}"), "***");
+        let open = door(dir.path(), &key, ENDS);
+        let text = refused(open.port(), &self::key());
+        assert!(text.starts_with("The handshake failed: "), "{text}");
+        // Without any key.
+        let tls = openssl::ssl::SslConnector::builder(SslMethod::tls_client()).expect("TLS").build();
+        let socket = TcpStream::connect((HOME, open.port())).expect("connects");
+        let config = tls.configure().expect("TLS").verify_hostname(false).use_server_name_indication(false);
+        assert!(config.connect("localhost", socket).is_err());
+        // From another machine than the one that ssh came from.
+        let elsewhere = door(dir.path(), &key, Ends { here: HOME, there: IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9)) });
+        refused(elsewhere.port(), &key);
+        link(open.port(), &key);
+    }
+
+    #[test]
+    fn a_certificate_is_no_key() {
+        let pair = PKey::from_ec_key(
+            openssl::ec::EcKey::generate(
+                &openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1).expect("a curve"),
+            )
+            .expect("a key"),
+        );
+        let pair = pair.expect("a key");
+        let mut certificate = X509Builder::new().expect("a certificate");
+        certificate.set_pubkey(&pair).expect("a certificate");
+        certificate.set_not_before(&Asn1Time::days_from_now(0).expect("a time")).expect("a certificate");
+        certificate.set_not_after(&Asn1Time::days_from_now(1).expect("a time")).expect("a certificate");
+        certificate.sign(&pair, MessageDigest::sha256()).expect("signs");
+        let mut server = SslAcceptor::mozilla_modern_v5(SslMethod::tls_server()).expect("TLS");
+        server.set_private_key(&pair).expect("TLS");
+        server.set_certificate(&certificate.build()).expect("TLS");
+        let server = server.build();
+        let listener = TcpListener::bind((HOME, 0)).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let thread = std::thread::spawn(move || {
+            let (socket, _) = listener.accept().expect("somebody comes");
+            server.accept(socket).is_ok()
+        });
+        refused(port, &key());
+        assert!(!thread.join().expect("ends"));
+    }
+
+    #[test]
+    fn strangers_neither_come_in_nor_keep_others_out() {
+        let dir = tempfile::tempdir().expect("a directory");
+        build(&dir.path().join("from"), &[Piece::Data(7, 1 << 20)]);
+        let key = key();
+        let door = door(dir.path(), &key, ENDS);
+        let stranger = || TcpStream::connect((HOME, door.port())).expect("connects");
+        let mut scanners: Vec<TcpStream> = (0..8).map(|_| stranger()).collect();
+        for (at, scanner) in scanners.iter_mut().enumerate() {
+            // Some say nothing, some what they say to everybody.
+            if at % 2 == 0 {
+                scanner.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("writes");
+            }
+        }
+        let begun = Instant::now();
+        link(door.port(), &key).ping().expect("answers");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        // As many as there is room for, and more: they are sent away, and the others have two seconds.
+        scanners.extend((0..40).map(|_| stranger()));
+        for scanner in &mut scanners {
+            scanner.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
+            let mut said = Vec::new();
+            let _ = scanner.read_to_end(&mut said);
+            assert!(said.len() < 100, "an alert at most: {said:?}");
+        }
+        link(door.port(), &key).ping().expect("answers");
+    }
 }

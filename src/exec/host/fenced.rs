@@ -32,4 +32,8 @@ impl Host for Fenced {
         script.fences.extend(self.roots.iter().cloned());
         self.host.run(&script, io, control)
     }
+
+    fn prepare(&self, script: &Script, control: &Control) {
+        self.host.prepare(script, control);
+    }
 }

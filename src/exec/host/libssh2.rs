@@ -85,6 +85,17 @@ impl LibSsh2 {
         }
     }
 
+    /// Has a connection kept for the next script.
+    ///
+    /// # Errors
+    /// [`SessionError`]: there is none.
+    pub fn connect(&self, control: &Control) -> Result<(), SessionError> {
+        if self.idle.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            self.keep(Connection::open(&self.target, control)?);
+        }
+        Ok(())
+    }
+
     /// A channel on a kept connection, or on a new one where there is none that still works.
     fn channel(&self, control: &Control) -> Result<(Connection, Channel), SessionError> {
         let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();

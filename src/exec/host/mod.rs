@@ -88,6 +88,10 @@ pub trait Host: Send + Sync {
     /// # Errors
     /// [`ScriptError`], whose kind says whether anything can have run.
     fn run(&self, script: &Script, io: Io<'_>, control: &Control) -> Result<Vec<Value>, ScriptError>;
+
+    /// Makes ready what running this script will need, such as a connection that is kept, so that it can be done beside
+    /// something else. Nothing is sent, and what fails is told by [`Host::run`].
+    fn prepare(&self, _script: &Script, _control: &Control) {}
 }
 
 /// Why a script did not run to its end.

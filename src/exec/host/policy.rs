@@ -90,6 +90,13 @@ impl Remote {
         }
     }
 
+    /// libssh2 could not even send: not again in this process.
+    fn give_up(&self, cause: &str) {
+        if !self.given_up.swap(true, Ordering::Relaxed) {
+            (self.notes)(&format!("{} is reached by the OpenSSH client: {cause}", self.name()));
+        }
+    }
+
     fn libssh2(&self, control: &Control) -> &Result<LibSsh2, String> {
         self.libssh2.get_or_init(|| {
             let found = match self.openssh.config(control) {
@@ -133,11 +140,19 @@ impl Host for Remote {
             Err(Attempt::Sent(error)) => Err(error),
             Err(Attempt::NotSent(SessionError::Stopped(why))) => Err(ScriptError::stopped(self.name(), why)),
             Err(Attempt::NotSent(SessionError::Failed(cause))) => {
-                if !self.given_up.swap(true, Ordering::Relaxed) {
-                    (self.notes)(&format!("{} is reached by the OpenSSH client: {cause}", self.name()));
-                }
+                self.give_up(&cause);
                 self.openssh.run(script, again, control)
             }
+        }
+    }
+
+    fn prepare(&self, script: &Script, control: &Control) {
+        if self.choice(script, control) == Policy::LibSsh2
+            && let Ok(libssh2) = self.libssh2(control)
+            && let Err(SessionError::Failed(cause)) = libssh2.connect(control)
+            && self.policy == Policy::Auto
+        {
+            self.give_up(&cause);
         }
     }
 }

@@ -93,7 +93,7 @@ impl Connection {
     pub fn open(target: &Target, control: &Control) -> Result<Self, SessionError> {
         let limit = target.config.get("connecttimeout").and_then(|s| s.parse().ok()).map(Duration::from_secs);
         let until = Instant::now() + limit.unwrap_or(CONNECT_LIMIT);
-        let socket = connect(&target.config, control, until)?;
+        let socket = connect(&target.config, target.config.port(), control, until)?;
         let handle = socket.try_clone().map_err(|e| SessionError::new("Cannot use the connection", &e))?;
         let session = Session::new().map_err(|e| SessionError::new("Cannot use libssh2", &e))?;
         let mut connection = Self { session, socket: handle };
@@ -279,12 +279,14 @@ fn prefer_methods(session: &Session, target: &Target) -> Result<(), SessionError
     Ok(())
 }
 
-/// Connects to the first address that answers.
-fn connect(config: &SshConfig, control: &Control, until: Instant) -> Result<TcpStream, SessionError> {
+/// Connects to a port of the host that ssh would go to, at the first address that answers. The socket does not block.
+///
+/// # Errors
+/// [`SessionError`]: nobody answers, or not until then.
+pub fn connect(config: &SshConfig, port: u16, control: &Control, until: Instant) -> Result<TcpStream, SessionError> {
     let name = config.host_name().ok_or_else(|| SessionError::Failed("ssh -G gives no host name".into()))?;
-    let addresses = (name, config.port())
-        .to_socket_addrs()
-        .map_err(|e| SessionError::new(&format!("Cannot resolve {name}"), &e))?;
+    let addresses =
+        (name, port).to_socket_addrs().map_err(|e| SessionError::new(&format!("Cannot resolve {name}"), &e))?;
     let family = config.get("addressfamily").unwrap_or("any");
     let fits = |a: &SocketAddr| !(family == "inet" && a.is_ipv6() || family == "inet6" && a.is_ipv4());
     let mut last = SessionError::Failed(format!("{name} has no address of family {family}"));
