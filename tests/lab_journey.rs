@@ -56,11 +56,13 @@ impl Hosts for ByLab {
 /// One machine under several names, its datastore, and what it was told.
 struct Lab {
     sshd: Sshd,
+    /// Where the source reaches the target, if not at its name.
+    address: std::sync::OnceLock<std::net::IpAddr>,
 }
 
 impl Lab {
     fn new() -> Self {
-        let lab = Self { sshd: Sshd::start("") };
+        let lab = Self { sshd: Sshd::start(""), address: std::sync::OnceLock::new() };
         fs::create_dir_all(lab.path("source")).expect("makes");
         fs::create_dir_all(lab.path("ds/.onestore")).expect("makes");
         lab
@@ -148,7 +150,12 @@ impl Lab {
         });
         let host = |name: &str| if name.is_empty() { Ok(cx.here()) } else { cx.host(name) };
         let (from, to) = (host(from)?, host(to)?);
-        journey::carry(&cx, &Journey { from: &from, to: &to, sparse: Sparse::Holes }, loads, "Error moving")
+        journey::carry(
+            &cx,
+            &Journey { from: &from, to: &to, sparse: Sparse::Holes, address: self.address.get().copied() },
+            loads,
+            "Error moving",
+        )
     }
 
     /// What lies in the staging directory, without the owner.
@@ -475,6 +482,24 @@ fn told(lab: &Lab, settings: &str, (from, to): (&str, &str), load: &Load) -> Str
     fs::remove_file(&load.to).expect("there");
     assert_eq!(lab.staged(), Vec::<String>::new(), "{from:?} to {to:?}");
     fs::read_to_string(lab.path("log")).expect("reads")
+}
+
+#[test]
+#[ignore = "needs sshd"]
+fn the_target_is_reached_at_another_address() {
+    let lab = Lab::new();
+    lab.sync();
+    let load = Load { from: lab.image("disk.0", 2), to: lab.to("disk.0") };
+    // From a host, its name leads to where nobody listens; the key is known by that.
+    let away = "Match originalhost lab2 exec \"env | grep -q ^SSH_CONNECTION=\"\n HostName 127.0.0.9\nMatch all";
+    lab.sshd.configure(away);
+    let known = fs::read_to_string(lab.sshd.path("known_hosts")).expect("reads");
+    fs::write(lab.sshd.path("known_hosts"), known.replace("127.0.0.1", "127.0.0.9") + "\n" + &known).expect("writes");
+    let said = told(&lab, "", ("lab1", "lab2"), &load);
+    assert!(said.contains("taking another way"), "{said}");
+    lab.address.set("127.0.0.1".parse().expect("an address")).expect("once");
+    let said = told(&lab, "", ("lab1", "lab2"), &load);
+    assert!(!said.contains("taking another way"), "{said}");
 }
 
 const BESIDE: &str = "the data goes beside ssh, at port 21";

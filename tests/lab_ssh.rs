@@ -36,7 +36,7 @@ fn openssh(lab: &Sshd) -> OpenSsh {
 }
 
 fn libssh2(lab: &Sshd) -> LibSsh2 {
-    let config = config::ask(&name(), &lab.programs(), &control()).expect("ssh -G");
+    let config = config::ask(&name(), &[], &lab.programs(), &control()).expect("ssh -G");
     LibSsh2::new(name(), Target::find(&config).expect("libssh2 can"))
 }
 

@@ -28,6 +28,8 @@ fn on(disk: &str) -> String {
 fn replicated(cloud: &Cloud) {
     let xml = "<DATASTORE><ID>103</ID><TEMPLATE><REPLICA_HOST>replica</REPLICA_HOST></TEMPLATE></DATASTORE>";
     fs::write(cloud.path("oned/datastore/103.xml"), xml).expect("a datastore");
+    let host = "<HOST><NAME>node1</NAME><TEMPLATE><REPLICA_STORAGE_IP>10.0.0.7</REPLICA_STORAGE_IP></TEMPLATE></HOST>";
+    fs::write(cloud.path("oned/hostpool.xml"), format!("<HOST_POOL>{host}</HOST_POOL>")).expect("the hosts");
     let etc = cloud.path("remotes/etc/tm/ssh");
     fs::create_dir_all(&etc).expect("a folder");
     let conf = format!("REPLICA_RECOVERY_SNAPS_DIR={}\n", cloud.path("kept").display());

@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -44,6 +45,8 @@ pub struct Journey<'a> {
     pub to: &'a Arc<dyn Host>,
     /// What becomes of holes and blocks of zeroes.
     pub sparse: Sparse,
+    /// Where the one reaches the other, if not at its name: an address in a network for storage.
+    pub address: Option<IpAddr>,
 }
 
 impl Journey<'_> {
@@ -152,6 +155,8 @@ fn order(settings: &Settings, journey: &Journey<'_>, way: Way, files: Vec<Freigh
     Carry {
         source: name(journey.from).filter(|_| way == Way::Here),
         target: name(journey.to),
+        // The networks of the hosts are not ours.
+        address: journey.address.filter(|_| way == Way::Direct),
         files,
         sparse: journey.sparse,
         streams: settings.get("TRANSFER_STREAMS").and_then(|word| word.parse().ok()).unwrap_or(0),
@@ -235,7 +240,10 @@ impl<'a> Parts<'a> {
         let carry = Carry { ports, ..order(cx.settings, self.journey, way, files) };
         let driver = if way == Way::Direct { Arc::clone(from) } else { cx.here() };
         let how = match way {
-            Way::Direct => format!("straight from {} to {}", from.name(), to.name()),
+            Way::Direct => {
+                let at = self.journey.address.map(|address| format!(" at {address}")).unwrap_or_default();
+                format!("straight from {} to {}{at}", from.name(), to.name())
+            }
             Way::Here => format!("from {} to {}", called(from), called(to)),
         };
         let heard = Arc::new(Mutex::new(Heard::default()));
@@ -486,7 +494,7 @@ mod tests {
     fn a_run_that_stages_under_another_name_finds_what_an_earlier_one_has_brought() {
         let me = Owner::me().expect("proc");
         let host: Arc<dyn Host> = Arc::new(Local::new(Programs::default()));
-        let journey = Journey { from: &host, to: &host, sparse: Sparse::Holes };
+        let journey = Journey { from: &host, to: &host, sparse: Sparse::Holes, address: None };
         let of = |owner: &str| {
             let load = Load {
                 from: format!("/ds/103/7/.onestore/{owner}.disk.0.export.part").into(),

@@ -137,7 +137,7 @@ impl Trip {
         cx.apply(step.undo(undo.into_iter().chain(self.folder.leave())).or_say(failure))?;
         let loads = self.files().map(|node| Load { from: self.from.dir.join(&node.path), to: staged.join(&node.path) });
         let loads: Vec<Load> = loads.collect();
-        let trip = Journey { from: &self.from.host, to: &self.to.host, sparse: Sparse::Holes };
+        let trip = Journey { from: &self.from.host, to: &self.to.host, sparse: Sparse::Holes, address: None };
         journey::carry(cx, &trip, &loads, failure)?;
         if cx.is_real() {
             let arrived =

@@ -287,7 +287,7 @@ impl Cache {
         let fetched = (|| -> Result<Option<Stat>> {
             cx.apply(folder.prepared_step("Make the cache ready", folder.prepare()).or_say(&failure))?;
             let load = Load { from: path.to_owned(), to: staged.clone() };
-            carry(cx, &Journey { from, to: host, sparse: Sparse::Holes }, &[load], &failure)?;
+            carry(cx, &Journey { from, to: host, sparse: Sparse::Holes, address: None }, &[load], &failure)?;
             let content = Secret::new(Metadata::now(&wanted.modtime).to_string());
             let mut ops = vec![
                 self.lock(wanted.name, LOCK_WAIT),

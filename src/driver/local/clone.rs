@@ -295,7 +295,7 @@ impl Job<'_> {
                 parts.iter().enumerate().map(|(at, (path, _))| load(path.clone(), layers.join(part(at)))).collect()
             }
         };
-        let journey = Journey { from, to: &self.target.folder.host, sparse: self.wanted.sparse };
+        let journey = Journey { from, to: &self.target.folder.host, sparse: self.wanted.sparse, address: None };
         carry(cx, &journey, &loads, self.failure)
     }
 
@@ -397,7 +397,7 @@ fn from_cache(
         let wanted = cache::Wanted { name, modtime, origin: from, path, size };
         let Some(cached) = cache.get(cx, &to.host, &wanted)? else { return Ok(false) };
         let load = Load { from: cached.path.clone(), to: staged.clone() };
-        let journey = Journey { from: &to.host, to: &to.host, sparse: job.wanted.sparse };
+        let journey = Journey { from: &to.host, to: &to.host, sparse: job.wanted.sparse, address: None };
         carry(cx, &journey, &[load], job.failure)?;
         if cache.used(cx, &to.host, &wanted, &cached)? {
             return Ok(true);

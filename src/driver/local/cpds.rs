@@ -182,7 +182,7 @@ impl Image {
         let step = self.folder.prepared_step("Make room for the image", self.folder.prepare());
         cx.apply(step.or_say(&self.failure))?;
         let load = Load { from: from.to_owned(), to: self.staged() };
-        let journey = Journey { from: &disk.place.host, to: &self.host, sparse: Sparse::Holes };
+        let journey = Journey { from: &disk.place.host, to: &self.host, sparse: Sparse::Holes, address: None };
         carry(cx, &journey, &[load], &self.failure)
     }
 

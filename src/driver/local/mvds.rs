@@ -196,7 +196,7 @@ impl<'d> Trip<'d> {
         let layers = self.layers.iter().map(|name| load(self.disk.snapshots().join(name), staged.join(name)));
         let file = self.active.is_none().then(|| load(self.disk.path.clone(), self.staged_file()));
         let loads: Vec<Load> = layers.chain(file).collect();
-        let journey = Journey { from: &self.disk.place.host, to: &self.to, sparse: Sparse::Holes };
+        let journey = Journey { from: &self.disk.place.host, to: &self.to, sparse: Sparse::Holes, address: None };
         carry(cx, &journey, &loads, failure)
     }
 

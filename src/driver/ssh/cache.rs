@@ -176,7 +176,7 @@ impl Copy {
         let mut loads = vec![Load { from: goods.current.clone(), to: staged.clone() }];
         let each = goods.snapshots.iter();
         loads.extend(each.map(|(n, from)| Load { from: from.clone(), to: layers.join(n.to_string()) }));
-        carry(cx, &Journey { from: &goods.host, to: host, sparse: Sparse::Holes }, &loads, &failed)?;
+        carry(cx, &Journey { from: &goods.host, to: host, sparse: Sparse::Holes, address: None }, &loads, &failed)?;
 
         // Nothing says that the copy is current while it is two things at once.
         let mut ops = vec![remove(files.md5sum(), false), Op::Rename { from: staged, to: files.image.clone() }];

@@ -44,6 +44,7 @@ pub fn clone(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
         snapshots: &goods.snapshots,
         self_link: false,
         monitor,
+        address: None,
     };
     delivery.run(cx)?;
     Ok(Reply::Nothing)

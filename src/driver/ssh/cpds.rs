@@ -90,7 +90,7 @@ pub fn cpds(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
     let staged = folder.staging(image.image.file_name().unwrap_or_default());
     let room = folder.prepared_step("Make room beside the images", folder.prepare());
     cx.apply(room.or_say(&failure))?;
-    let journey = Journey { from: host, to: &keeper, sparse: Sparse::Holes };
+    let journey = Journey { from: host, to: &keeper, sparse: Sparse::Holes, address: None };
     carry(cx, &journey, &[Load { from, to: staged.clone() }], &failure)?;
     let mut ops = vec![
         Op::Remove { path: image.md5sum(), tree: false, must_exist: false },

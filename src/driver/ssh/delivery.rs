@@ -1,6 +1,7 @@
 //! How the files of an image get into a VM's directory: under staging names, and into their places by renames when all of
 //! them are there.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,6 +52,8 @@ pub struct Delivery<'a> {
     pub self_link: bool,
     /// What has the host tell the disk's size.
     pub monitor: Option<Op>,
+    /// Where its host is reached from there, if not at its name.
+    pub address: Option<IpAddr>,
 }
 
 /// Name of the layer that the VM writes to.
@@ -88,7 +91,8 @@ impl Delivery<'_> {
         }
         let room = crate::exec::step::Step::new(&target.folder.host, "Make room for the disk", ops);
         cx.apply(room.undo(target.undo()).or_say(&order.failure))?;
-        let journey = Journey { from: self.from, to: &target.folder.host, sparse: order.sparse() };
+        let journey =
+            Journey { from: self.from, to: &target.folder.host, sparse: order.sparse(), address: self.address };
         carry(cx, &journey, &loads, &order.failure)?;
 
         let mut ops = Vec::new();

@@ -162,7 +162,8 @@ impl<'d> Back<'d> {
             to: number.map_or_else(|| self.staged(), |number| self.staged_snapshots().join(number.to_string())),
         });
         let loads: Vec<Load> = loads.collect();
-        let journey = Journey { from: &self.disk.place.host, to: &self.folder.host, sparse: Sparse::Holes };
+        let journey =
+            Journey { from: &self.disk.place.host, to: &self.folder.host, sparse: Sparse::Holes, address: None };
         carry(cx, &journey, &loads, failure)
     }
 

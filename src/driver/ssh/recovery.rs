@@ -119,7 +119,7 @@ impl Kept {
         let staged = folder.staging(name);
         let ops = folder.prepare().into_iter().chain(before);
         cx.apply(folder.prepared_step("Make room on the replica host", ops).or_say(failure))?;
-        let journey = Journey { from, to: &self.host, sparse: Sparse::Holes };
+        let journey = Journey { from, to: &self.host, sparse: Sparse::Holes, address: None };
         carry(cx, &journey, &[Load { from: file.to_owned(), to: staged.clone() }], failure)?;
         let dir = to.parent().unwrap_or(Path::new("/")).to_owned();
         let mut ops = vec![Op::Rename { from: staged, to: to.to_owned() }, Op::Sync { path: dir }];

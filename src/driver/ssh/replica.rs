@@ -3,6 +3,9 @@
 //!
 //! Source: contract 02 §7.1.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result, bail};
 
 use super::cache;
@@ -13,6 +16,7 @@ use crate::context::Cx;
 use crate::driver::common::disk::Target;
 use crate::driver::common::monitored;
 use crate::driver::{Reply, TmRequest};
+use crate::exec::host::Host;
 
 /// See the module.
 pub fn clone(cx: &Cx<'_>, request: &TmRequest) -> Result<Reply> {
@@ -54,6 +58,7 @@ pub fn serve(cx: &Cx<'_>, request: &TmRequest, order: &Order, replica: &str) -> 
         snapshots: &[],
         self_link: true,
         monitor,
+        address: storage_address(cx, &order.to.host),
     };
 
     // What is decided and done.
@@ -78,4 +83,23 @@ pub fn serve(cx: &Cx<'_>, request: &TmRequest, order: &Order, replica: &str) -> 
     };
     Delivery { shape, snapshots: &goods.snapshots, ..base }.run(cx)?;
     Ok(Reply::Nothing)
+}
+
+/// Where a host wants replicas to be copied to: `REPLICA_STORAGE_IP` of its template. Without it, or where oned does not
+/// tell, they go to its name.
+fn storage_address(cx: &Cx<'_>, host: &Arc<dyn Host>) -> Option<IpAddr> {
+    let pool = match cx.oned().host_pool() {
+        Ok(pool) => pool,
+        Err(error) => {
+            cx.warn(format!("REPLICA_STORAGE_IP of {} is not known: {error:#}", host.name()));
+            return None;
+        }
+    };
+    let found = pool.hosts.iter().find(|one| one.name.trimmed() == Some(host.name()))?;
+    let text = found.template.replica_storage_ip.trimmed()?;
+    let address = text.parse().ok();
+    if address.is_none() {
+        cx.warn(format!("REPLICA_STORAGE_IP of {} is no address: {text}", host.name()));
+    }
+    address
 }

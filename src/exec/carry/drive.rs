@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -96,8 +97,8 @@ fn all(
     let reads = carry.files.iter().map(|file| file.from.clone()).collect();
     let writes = carry.files.iter().map(|file| file.part.clone()).collect();
     let ends = Ends {
-        source: Place::new(carry.source.as_deref(), (reads, Vec::new()), programs)?,
-        target: Place::new(carry.target.as_deref(), (Vec::new(), writes), programs)?,
+        source: Place::new((carry.source.as_deref(), None), (reads, Vec::new()), programs)?,
+        target: Place::new((carry.target.as_deref(), carry.address), (Vec::new(), writes), programs)?,
         zip: carry.zip == Some(true),
         control,
         ports: carry.ports,
@@ -142,9 +143,13 @@ struct Place {
 }
 
 impl Place {
-    fn new(host: Option<&str>, files: (Vec<PathBuf>, Vec<PathBuf>), programs: &Programs) -> Result<Self, Failure> {
+    fn new(
+        (host, address): (Option<&str>, Option<IpAddr>),
+        files: (Vec<PathBuf>, Vec<PathBuf>),
+        programs: &Programs,
+    ) -> Result<Self, Failure> {
         let name = host.map(HostName::new).transpose().map_err(|e| Failure::new(Why::Other, e.to_string()))?;
-        let host = name.map(|name| Arc::new(OpenSsh::new(name, programs.clone())));
+        let host = name.map(|name| Arc::new(OpenSsh::new(name, programs.clone()).at_address(address)));
         Ok(Self { host, files, door: OnceLock::new(), shut: AtomicBool::default(), used: AtomicBool::default() })
     }
 

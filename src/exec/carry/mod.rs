@@ -20,6 +20,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -83,6 +84,9 @@ pub struct Carry {
     pub source: Option<String>,
     /// The host that they go to; nothing for the one that drives.
     pub target: Option<String>,
+    /// Where it is reached instead of at its name.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
     /// The files.
     pub files: Vec<Freight>,
     /// What becomes of holes and zeroes.

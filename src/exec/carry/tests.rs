@@ -52,7 +52,7 @@ fn go(carry: &Carry, control: &Control) -> io::Result<Report> {
 
 fn one(dir: &Path, sparse: Sparse) -> Carry {
     let files = vec![Freight { from: dir.join("from"), part: dir.join("to") }];
-    Carry { source: None, target: None, files, sparse, streams: 2, zip: None, rate: None, ports: None }
+    Carry { source: None, target: None, address: None, files, sparse, streams: 2, zip: None, rate: None, ports: None }
 }
 
 fn control() -> Control {

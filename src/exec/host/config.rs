@@ -19,8 +19,14 @@ const ASK_LIMIT: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// [`ProcessError`]: there is no ssh, it is a stand-in that knows no `-G`, or the configuration is broken.
-pub fn ask(host: &HostName, programs: &Programs, control: &Control) -> Result<SshConfig, ProcessError> {
-    let spawn = Spawn::of(&Cmd::new("ssh").args(["-G", "--", host.as_str()]), programs)?;
+pub fn ask(
+    host: &HostName,
+    options: &[String],
+    programs: &Programs,
+    control: &Control,
+) -> Result<SshConfig, ProcessError> {
+    let options = options.iter().flat_map(|option| ["-o", option]);
+    let spawn = Spawn::of(&Cmd::new("ssh").arg("-G").args(options).args(["--", host.as_str()]), programs)?;
     let spawn = Spawn { on_leash: false, ..spawn };
     let answer = process::run(&spawn, ProcessIo::default(), &control.within(ASK_LIMIT))?;
     Ok(SshConfig::parse(&String::from_utf8_lossy(&answer.stdout)))

@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::net::IpAddr;
 use std::sync::OnceLock;
 
 use super::super::cmd::Secret;
@@ -22,6 +23,7 @@ use super::{ErrorKind, Host, HostName, ScriptError};
 pub struct OpenSsh {
     name: HostName,
     port: Option<u16>,
+    address: Option<IpAddr>,
     programs: Programs,
     config: OnceLock<Option<SshConfig>>,
 }
@@ -30,7 +32,7 @@ impl OpenSsh {
     /// Calls ssh as `programs` says: the environment's `SSH` may be several words.
     #[must_use]
     pub fn new(name: HostName, programs: Programs) -> Self {
-        Self { name, port: None, programs, config: OnceLock::new() }
+        Self { name, port: None, address: None, programs, config: OnceLock::new() }
     }
 
     /// The same at this port, whatever the configuration says.
@@ -40,9 +42,24 @@ impl OpenSsh {
         self
     }
 
+    /// The same at this address, whatever the configuration says. It has to have the key that the host has by its name.
+    #[must_use]
+    pub fn at_address(mut self, address: Option<IpAddr>) -> Self {
+        self.address = address;
+        self
+    }
+
     /// What `ssh -G` says, asked once; `None` if it says nothing.
     pub fn config(&self, control: &Control) -> Option<&SshConfig> {
-        self.config.get_or_init(|| config::ask(&self.name, &self.programs, control).ok()).as_ref()
+        let ask = |options: &[String]| config::ask(&self.name, options, &self.programs, control).ok();
+        let get = || match self.address {
+            None => ask(&[]),
+            Some(address) => {
+                let alias = ask(&[])?.known_as().into_iter().next()?;
+                ask(&[format!("HostName={address}"), format!("HostKeyAlias={alias}")])
+            }
+        };
+        self.config.get_or_init(get).as_ref()
     }
 
     /// Whether a multiplexing master listens.
@@ -115,6 +132,12 @@ impl OpenSsh {
             if let Some(ciphers) = self.config(control).and_then(SshConfig::bulk_ciphers) {
                 argv.extend(["-o".into(), format!("Ciphers={ciphers}").into()]);
             }
+        }
+        if let Some(address) = self.address {
+            let alias = self.config(control).and_then(|config| config.known_as().into_iter().next());
+            let alias = alias.ok_or_else(|| self.error(ErrorKind::Unreachable, "ssh -G says nothing of it"))?;
+            let words = [format!("HostName={address}"), format!("HostKeyAlias={alias}")];
+            argv.extend(words.into_iter().flat_map(|word| ["-o".into(), OsString::from(word)]));
         }
         if let Some(port) = self.port {
             argv.extend(["-p".into(), port.to_string().into()]);
