@@ -232,6 +232,30 @@ fn links_are_made_alike() {
 }
 
 #[test]
+fn one_takes_the_place_of_another_alike() {
+    let replace = |root: &Path, [from, to, kept]: [&str; 3]| Op::Replace {
+        from: root.join(from),
+        to: root.join(to),
+        kept: root.join(kept),
+    };
+    let all = [["d", "empty", "old"], ["dangling", "link", "n"], ["a", "link", "kept"]];
+    let outcome = both(garden, |root| all.iter().map(|names| replace(root, *names)).collect(), None);
+    assert!(outcome.entry("empty/b").is_some() && outcome.entry("d").is_none());
+    assert_eq!(outcome.entry("old").expect("kept").kind, FileKind::Dir);
+    assert_eq!(outcome.entry("n").expect("kept").kind, FileKind::Link);
+    assert_eq!(outcome.entry("link").expect("replaced").kind, FileKind::File);
+    for (names, kind, why) in [
+        (["a", "dangling", "d"], OpErrorKind::Exists, "File exists"),
+        (["nothing", "d", "old"], OpErrorKind::NotFound, "No such file or directory"),
+        (["a", "nothing", "old"], OpErrorKind::NotFound, "No such file or directory"),
+    ] {
+        let outcome = both(garden, |root| vec![replace(root, names)], None);
+        outcome.failed(0, &kind, &format!("Cannot put @/{} in the place of @/{}: {why}", names[0], names[1]));
+        assert!(outcome.entry("a").is_some() && outcome.entry("d/b").is_some() && outcome.entry("old").is_none());
+    }
+}
+
+#[test]
 fn a_rename_is_taken_back_alike() {
     let back = |root: &Path, from: &str, to: &str| Op::PutBack { from: root.join(from), to: root.join(to) };
     let outcome = both(

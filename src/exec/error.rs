@@ -169,6 +169,7 @@ pub fn cannot(op: &Op) -> String {
         Op::HardLink { from, to } => format!("Cannot link {} to {}", w(to), w(from)),
         Op::Write { path, .. } => format!("Cannot write {}", w(path)),
         Op::Rename { from, to } => format!("Cannot rename {} to {}", w(from), w(to)),
+        Op::Replace { from, to, .. } => format!("Cannot put {} in the place of {}", w(from), w(to)),
         Op::PutBack { from, to } => format!("Cannot put {} back to {}", w(from), w(to)),
         Op::Move { from, to } => format!("Cannot move {} to {}", w(from), w(to)),
         Op::Remove { path, .. } => format!("Cannot remove {}", w(path)),
@@ -290,6 +291,7 @@ fn needs_name(op: &Op) -> Option<&Path> {
         | Op::HardLink { to: path, .. }
         | Op::Rename { to: path, .. }
         | Op::PutBack { to: path, .. }
+        | Op::Replace { to: path, .. }
         | Op::Move { to: path, .. }
         | Op::Copy { to: path, .. }
         | Op::Publish { to: path, .. } => Some(path),

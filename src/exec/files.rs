@@ -399,10 +399,32 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     })
 }
 
+/// See [`super::op::Op::Replace`].
+pub fn replace(from: &Path, to: &Path, kept: &Path) -> io::Result<()> {
+    if absent(fs::symlink_metadata(kept))?.is_some() {
+        return Err(Errno::EXIST.into());
+    }
+    let exchange = || rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE).map_err(io::Error::from);
+    // What fails on the way back says nothing new.
+    match exchange() {
+        Ok(()) => fs::rename(from, kept).inspect_err(|_| drop(exchange()))?,
+        // NFS has no such rename.
+        Err(error) if is_errno(&error, &[Errno::INVAL, Errno::NOSYS]) => {
+            fs::rename(to, kept)?;
+            fs::rename(from, to).inspect_err(|_| drop(fs::rename(kept, to)))?;
+        }
+        Err(error) => return Err(error),
+    }
+    sync_dirs(&[to, from, kept]).inspect_err(|_| drop(fs::rename(to, from).and_then(|()| fs::rename(kept, to))))
+}
+
 /// See [`super::op::Op::PutBack`].
 pub fn put_back(from: &Path, to: &Path) -> io::Result<()> {
+    if absent(fs::symlink_metadata(from))?.is_none() {
+        return Ok(());
+    }
     match rename_to_new(from, to) {
-        Err(error) if is_absent(&error) || is_errno(&error, &[Errno::EXIST]) => Ok(()),
+        Err(error) if is_errno(&error, &[Errno::EXIST]) => Ok(()),
         result => result.and_then(|()| sync_dirs(&[to, from])),
     }
 }

@@ -227,6 +227,7 @@ fn at_place(op: &Op, claimed: Option<&Path>, io: &mut Io<'_>, control: &Control)
         Op::HardLink { from, to } => files::hard_link(from, to),
         Op::Write { path, content, mode } => files::write(path, content.reveal().as_bytes(), *mode, claimed),
         Op::Rename { from, to } => files::rename(from, to),
+        Op::Replace { from, to, kept } => files::replace(from, to, kept),
         Op::PutBack { from, to } => files::put_back(from, to),
         Op::Move { from, to } => files::move_file(from, to, claimed, control),
         Op::Remove { path, tree, must_exist } => files::remove(path, *tree, *must_exist, control),

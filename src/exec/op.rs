@@ -151,6 +151,21 @@ pub enum Op {
         #[serde(with = "path")]
         to: PathBuf,
     },
+    /// A file or directory takes the place of another one, which is kept: `to` becomes `kept`, and `from` becomes `to`. On a
+    /// file system that can exchange two names something is at `to` at every moment; else, and in sh, nothing is there
+    /// between the two renames. Fails where there is nothing at `to`, or something at `kept`. A failure leaves all as it
+    /// was. All three are on one file system.
+    Replace {
+        /// What comes.
+        #[serde(with = "path")]
+        from: PathBuf,
+        /// The place.
+        #[serde(with = "path")]
+        to: PathBuf,
+        /// Name of what was there.
+        #[serde(with = "path")]
+        kept: PathBuf,
+    },
     /// Takes a rename back, for the way back of a step that may have been left anywhere: what is at `from` gets the name `to`
     /// where nothing has that. Where there is nothing at `from`, or something at `to`, nothing happens.
     PutBack {
@@ -398,6 +413,7 @@ impl Op {
             | Self::PutBack { from, to }
             | Self::Move { from, to }
             | Self::Publish { from, to } => vec![(from, Role::Name), (to, Role::Name)],
+            Self::Replace { from, to, kept } => vec![(from, Role::Name), (to, Role::Name), (kept, Role::Name)],
             Self::Carry(carry) => {
                 let (reads, writes) = (carry.source.is_none(), carry.target.is_none());
                 let places = carry.files.iter_mut().flat_map(|file| {
@@ -466,6 +482,7 @@ impl fmt::Display for Op {
             Self::HardLink { from, to } => write!(f, "ln {} {}", w(from), w(to)),
             Self::Write { path, mode, .. } => write!(f, "write {} (mode {mode:04o})", w(path)),
             Self::Rename { from, to } => write!(f, "rename {} {}", w(from), w(to)),
+            Self::Replace { from, to, kept } => write!(f, "rename {1} {2}, {0} {1} (at once)", w(from), w(to), w(kept)),
             Self::PutBack { from, to } => write!(f, "rename {} {} (if that was done)", w(from), w(to)),
             Self::Move { from, to } => write!(f, "mv -f {} {}", w(from), w(to)),
             Self::Remove { path, tree, must_exist } => {

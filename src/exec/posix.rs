@@ -30,7 +30,7 @@ use super::cmd::Cmd;
 use super::error::{OpError, OpErrorKind, fault};
 use super::guard;
 use super::op::{FileKind, Node, Op, Script, Space, Sparse, Stat, Value};
-use super::posix_names::{dir_of, move_file, put_back, rename, temp_of};
+use super::posix_names::{dir_of, move_file, put_back, rename, replace, temp_of};
 use super::posix_paths::{inside, send_allowed};
 use super::process::{Missing, ProcessError, ProcessErrorKind, Programs, last_words};
 use super::quote::{q, quote};
@@ -332,6 +332,7 @@ fn change(op: &Op, claimed: Option<(&Path, usize)>) -> String {
             )
         }
         Op::Rename { from, to } => rename(from, to),
+        Op::Replace { from, to, kept } => replace(from, to, kept),
         Op::PutBack { from, to } => put_back(from, to),
         Op::Move { from, to } => move_file(from, to, claimed),
         Op::Remove { path, tree, must_exist } => {

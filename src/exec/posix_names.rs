@@ -24,6 +24,22 @@ pub(super) fn rename(from: &Path, to: &Path) -> String {
     )
 }
 
+/// In two renames: `mv --exchange` is too new.
+pub(super) fn replace(from: &Path, to: &Path, kept: &Path) -> String {
+    format!(
+        "os_need {from} ''; os_need {to} ''; os_there {kept} '' && os_die ': File exists'\n\
+         mv -nT -- {to} {kept} || exit\n\
+         mv -nT -- {from} {to} && sync {dir} {kept_dir} || {{\n\
+         o=$?; os_back() {{ [ -e \"$1\" ] || [ -L \"$1\" ] || mv -nT -- \"$2\" \"$1\"; }}\n\
+         os_back {from} {to}; os_back {to} {kept}; exit \"$o\"; }}",
+        from = q(from),
+        to = q(to),
+        kept = q(kept),
+        dir = dir_of(to),
+        kept_dir = dir_of(kept),
+    )
+}
+
 /// The same sentence as in process.
 pub(super) fn put_back(from: &Path, to: &Path) -> String {
     format!(

@@ -115,15 +115,20 @@ impl Swap<'_> {
         let mut done = vec![remove(&self.files.md5sum(), false)];
         let (mut undo, mut rest) = (Vec::new(), Vec::new());
         let drops = self.before.has_layers && (self.drops_layers || self.layers.is_some());
+        if let Some(staged) = &self.layers {
+            done.push(Op::Sync { path: staged.clone() });
+            undo.push(back(&snapshots, staged));
+        }
         if drops {
             let kept = away(&snapshots);
-            done.push(rename(&snapshots, &kept));
             undo.push(back(&kept, &snapshots));
             rest.push(remove(&kept, true));
-        }
-        if let Some(staged) = &self.layers {
-            done.extend([Op::Sync { path: staged.clone() }, rename(staged, &snapshots)]);
-            undo.insert(0, back(&snapshots, staged));
+            done.push(match &self.layers {
+                Some(staged) => Op::Replace { from: staged.clone(), to: snapshots, kept },
+                None => rename(&snapshots, &kept),
+            });
+        } else if let Some(staged) = &self.layers {
+            done.push(rename(staged, &snapshots));
         }
         // Where the image's name is all that changes, it changes at once, and nothing has to be kept.
         let keeps = drops || self.layers.is_some();
