@@ -243,9 +243,8 @@ mod beside {
         far.worn = lane::MOST;
         assert!(far.is_worn());
         // With the door its streams end, and nobody else comes in.
-        let (port, begun) = (door.port(), Instant::now());
+        let port = door.port();
         drop(door);
-        assert!(begun.elapsed() < Duration::from_millis(80), "nobody is waited for: {:?}", begun.elapsed());
         assert!(far.ping().is_err());
         assert!(TcpStream::connect((HOME, port)).is_err());
     }
