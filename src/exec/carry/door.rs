@@ -54,9 +54,9 @@ pub struct Door {
     porter: Option<JoinHandle<()>>,
 }
 
-/// Who is inside.
-#[derive(Default)]
+/// Where they come in, and who is inside.
 struct Hall {
+    listener: TcpListener,
     over: AtomicBool,
     guests: Mutex<Vec<(u64, TcpStream)>>,
 }
@@ -91,10 +91,10 @@ impl Door {
         let listener = listen(ports, ends.here)?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
-        let hall = Arc::new(Hall::default());
+        let hall = Arc::new(Hall { listener, over: AtomicBool::default(), guests: Mutex::default() });
         let porter = {
             let hall = Arc::clone(&hall);
-            let work = move || keep(&listener, &hall, ends.there, &key, &*serve, &control);
+            let work = move || keep(&hall, ends.there, &key, &*serve, &control);
             thread::Builder::new().name("door".to_owned()).spawn(work)?
         };
         Ok(Self { port, hall, porter: Some(porter) })
@@ -113,6 +113,8 @@ impl Drop for Door {
         for (_, socket) in &*self.hall.guests() {
             let _ = socket.shutdown(Shutdown::Both);
         }
+        // The porter wakes up: a journey that has arrived waits for nobody. Else he does at his next look around.
+        let _ = rustix::net::shutdown(&self.hall.listener, rustix::net::Shutdown::Both);
         if let Some(porter) = self.porter.take() {
             let _ = porter.join();
         }
@@ -136,10 +138,10 @@ fn listen(ports: Ports, here: IpAddr) -> io::Result<TcpListener> {
 }
 
 /// Lets in whoever may come in, until it is over; then all have left.
-fn keep(listener: &TcpListener, hall: &Hall, there: IpAddr, key: &Key, serve: &Serve, control: &Control) {
+fn keep(hall: &Hall, there: IpAddr, key: &Key, serve: &Serve, control: &Control) {
     thread::scope(|scope| {
         for number in 0.. {
-            let mut fds = [PollFd::new(listener, PollFlags::IN)];
+            let mut fds = [PollFd::new(&hall.listener, PollFlags::IN)];
             let knocked = poll(&mut fds, Some(&TICK)) != Ok(0);
             if hall.over.load(Ordering::Relaxed) || control.check().is_err() {
                 return;
@@ -147,7 +149,7 @@ fn keep(listener: &TcpListener, hall: &Hall, there: IpAddr, key: &Key, serve: &S
             if !knocked {
                 continue;
             }
-            let Ok((socket, from)) = listener.accept() else {
+            let Ok((socket, from)) = hall.listener.accept() else {
                 // Out of descriptors, or it has gone again: not as fast as the processor can.
                 thread::sleep(Duration::from_millis(10));
                 continue;

@@ -56,6 +56,9 @@ const SLOW: u64 = 60 << 20;
 /// Ranges from which on a stream beside ssh pays: it costs a few milliseconds.
 const WORTH_A_LANE: usize = 8;
 
+/// Ranges from which on as many pay as there are processors: with fewer one is through before another has its share.
+const WORTH_LANES: usize = 2 * UNIT;
+
 /// How long the first stream leaves the data to a lane that is still connecting: no longer than a near one takes.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -352,11 +355,11 @@ impl<'a> Job<'a> {
         // Streams by ssh, if it comes to that.
         let by_ssh = if much { most + usize::from(first.shared) } else { 1 };
         let lanes = left >= WORTH_A_LANE && ends.unlock(first)?;
-        let wanted = match (lanes, much) {
-            // The first is by ssh, and leaves the data to them.
-            (true, true) => 1 + most,
-            (true, false) => 2,
-            (false, _) => by_ssh,
+        // The first is by ssh, and leaves the data to lanes.
+        let wanted = match lanes {
+            true if left > WORTH_LANES => 1 + most,
+            true => 2,
+            false => by_ssh,
         };
         streams.resize_with(wanted.max(streams.len()), || None);
         let done = self.work(ends, streams, (rest, by_ssh), output).and_then(|()| self.finish(streams));

@@ -410,7 +410,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..12_u8, len in 0..9000_usize) {
+        fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..13_u8, len in 0..9000_usize) {
             let mut payload = Vec::new();
             let _ = read(&mut &[&[kind][..], &bytes].concat()[..], &mut payload);
             let mut packed = Packed::default();
