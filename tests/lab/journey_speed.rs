@@ -247,7 +247,9 @@ fn resumed() {
     drop(masters);
     for (how, share) in [("by", paired(&seconds[1], &seconds[0])), ("beside", paired(&seconds[3], &seconds[2]))] {
         println!("{how} ssh: {:.1} % of the whole time", share * 100.0);
-        assert!(!measures() || share <= 0.15, "{how} ssh: {:.1} % of the whole time", share * 100.0);
+        // Beside ssh the whole is faster by more than the part is.
+        let budget = if how == "by" { 0.15 } else { 0.2 };
+        assert!(!measures() || share <= budget, "{how} ssh: {:.1} % of the whole time", share * 100.0);
     }
 }
 
