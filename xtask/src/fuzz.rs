@@ -19,6 +19,7 @@ mod tally;
 
 /// What the command line says.
 #[derive(clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub struct Args {
     /// Only these targets (the names in `fuzz/fuzz_targets`), in this order
     targets: Vec<String>,
