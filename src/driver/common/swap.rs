@@ -254,7 +254,7 @@ mod tests {
             for new in [("file", false), ("file", true), ("link", true)] {
                 let (_, made, all) = after(was, new, usize::MAX);
                 let image = if new.0 == "file" { "abc: new" } else { "abc: to abc.snap/new" };
-                let wanted: Vec<&str> = [image].into_iter().chain(new.1.then_some("abc.snap: new: new")).collect();
+                let wanted: Vec<&str> = new.1.then_some("abc.snap: new: new").into_iter().chain([image]).collect();
                 assert_eq!(made, wanted, "{was:?} became {new:?}");
                 // Where the name alone changes, there is nothing to take back once it has changed.
                 let keeps = was.1 || new.1 || was.0 == "nothing";
