@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use onestore::exec::staging::Owner;
 use rustix::process::Signal;
 
 #[path = "hosts/cached.rs"]
@@ -17,7 +16,7 @@ mod cached;
 mod tm_faults;
 
 use cached::{ABC, consistent, hit, leftovers, metadata, plant, said};
-use tm_faults::{Cloud, MOMENTS, same, signal};
+use tm_faults::{Cloud, MOMENTS, left_by_the_dead, same, signal};
 
 /// The transfer manager.
 const MAD: &str = "local";
@@ -64,15 +63,7 @@ fn metadata_that_cannot_be_read_are_those_of_no_image() {
 fn a_hit_clears_away_what_a_run_left_that_was_killed_right_behind_the_image_s_name() {
     let cloud = cached::cloud(1);
     cloud.done("clone", &ABC);
-    // A claim of a process of this machine that has ended.
-    let mut ended = Command::new("true").spawn().expect("true");
-    ended.wait().expect("waits");
-    let me = Owner::me().expect("proc").tag();
-    let mut parts: Vec<String> = me.split('-').map(str::to_owned).collect();
-    parts[3] = format!("{:x}", ended.id());
-    let staging = cloud.path("cache/.onestore");
-    fs::create_dir_all(&staging).expect("a folder");
-    fs::write(staging.join(format!("{}.claim.part", parts.join("-"))), "").expect("a claim");
+    let staging = left_by_the_dead(&cloud.path("cache"));
     cloud.done("clone", &ABC);
     right(&cloud, "again");
     hit(&cloud, "again");

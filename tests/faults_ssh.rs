@@ -13,7 +13,7 @@ use rustix::process::Signal;
 #[allow(dead_code, reason = "each test uses its part")]
 mod tm_faults;
 
-use tm_faults::{Case, Cloud, MOMENTS, cancelled, disturbances, killed, qemu_img, same, signal};
+use tm_faults::{Case, Cloud, MOMENTS, cancelled, disturbances, killed, left_by_the_dead, qemu_img, same, signal};
 
 /// The transfer manager.
 const MAD: &str = "ssh";
@@ -73,6 +73,16 @@ fn a_killed_move_has_the_directory_whole() {
         assert!(again.status.success() || said.contains("does not exist"), "{moment}: {said}");
         assert!(!old.exists() && same(&new, &original), "{moment}: {said}");
     }
+}
+
+#[test]
+fn a_move_clears_away_what_a_killed_one_left_in_the_old_datastore() {
+    let cloud = Cloud::of(MAD);
+    cloud.image("ds/103/7/disk.2", 2);
+    let staging = left_by_the_dead(&cloud.path("ds/103"));
+    cloud.done("mv", &["node1:{ds}/103/7", "node2:{ds}/104/7", "7", "104"]);
+    assert!(cloud.path("ds/104/7/disk.2").exists() && !cloud.path("ds/103/7").exists());
+    assert!(!staging.exists(), "the claim stays");
 }
 
 /// A disk that goes back into an image with a snapshot.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use onestore::exec::staging::Owner;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// The cloud: image datastore 1, system datastores 103 and 104, VM 7.
@@ -39,6 +40,20 @@ if [ -e "$me.hidden" ]; then
 fi
 exec sh -c "$1"
 "#;
+
+/// Leaves in a directory what a killed action has left there, before anything else: the claim of a process of this machine
+/// that has ended. Gives the staging directory.
+pub fn left_by_the_dead(base: &Path) -> PathBuf {
+    let mut ended = Command::new("true").spawn().expect("true");
+    ended.wait().expect("waits");
+    let me = Owner::me().expect("proc").tag();
+    let mut parts: Vec<String> = me.split('-').map(str::to_owned).collect();
+    parts[3] = format!("{:x}", ended.id());
+    let staging = base.join(".onestore");
+    fs::create_dir_all(&staging).expect("a folder");
+    fs::write(staging.join(format!("{}.claim.part", parts.join("-"))), "").expect("a claim");
+    staging
+}
 
 impl Cloud {
     pub fn new() -> Self {

@@ -10,7 +10,8 @@ use rustix::process::Signal;
 #[path = "../faults/cloud.rs"]
 mod cloud;
 
-pub use cloud::{Cloud, qemu_img, same, signal};
+#[allow(unused_imports, reason = "each test uses its part")]
+pub use cloud::{Cloud, left_by_the_dead, qemu_img, same, signal};
 
 use super::MAD;
 

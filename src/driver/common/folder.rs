@@ -63,7 +63,14 @@ impl Folder {
 
     /// What every change begins with: the directories, and the end of what killed runs left.
     pub fn prepare(&self) -> Vec<Op> {
-        let mut ops = vec![Op::MakeDir { path: self.base.clone() }, self.claim()];
+        let mut ops = vec![Op::MakeDir { path: self.base.clone() }];
+        ops.extend(self.enter());
+        ops
+    }
+
+    /// The same where the directory is there.
+    pub fn enter(&self) -> Vec<Op> {
+        let mut ops = vec![self.claim()];
         ops.extend(self.clear.iter().cloned());
         ops
     }

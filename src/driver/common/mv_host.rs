@@ -68,6 +68,8 @@ struct Trip {
     /// Whether something is there under the new name.
     is_there: bool,
     folder: Folder,
+    /// The datastore that it leaves.
+    left: Folder,
     /// `.monitor` of the old system datastore: how the host tells the sizes of disks.
     monitor: Option<String>,
 }
@@ -77,8 +79,9 @@ impl Trip {
         let stat = |path: &Path| Op::Stat { path: path.to_owned(), follow: false };
         let monitor = Op::Head { path: from.datastore_dir().join(".monitor"), len: 64 };
         let tree = Op::Tree { path: from.dir.clone(), depth: DEPTH };
-        let answers = cx.query(&from.host, [stat(&from.dir), tree, monitor])?;
-        let [old, Value::Tree(nodes), monitor] = answers.as_slice() else {
+        let answers =
+            cx.query(&from.host, [stat(&from.dir), tree, monitor, Folder::question(&from.datastore_dir())])?;
+        let [old, Value::Tree(nodes), monitor, left] = answers.as_slice() else {
             bail!("{} does not exist on {}", from.dir.display(), from.host.name())
         };
         let Some(old) = old.stat().filter(|stat| stat.kind == FileKind::Dir) else {
@@ -91,8 +94,9 @@ impl Trip {
         let answers = cx.query(&to.host, [stat(&to.dir), Folder::question(&base)])?;
         let [new, staging] = answers.as_slice() else { bail!("The host did not answer all questions") };
         let folder = Folder::of(&to.host, &base, staging)?;
+        let left = Folder::of(&from.host, &from.datastore_dir(), left)?;
         let monitor = Some(monitor.text()).filter(|text| !text.is_empty());
-        Ok(Self { old, nodes: nodes.clone(), is_there: new.stat().is_some(), folder, monitor, from, to })
+        Ok(Self { old, nodes: nodes.clone(), is_there: new.stat().is_some(), folder, left, monitor, from, to })
     }
 
     /// Whether the new name leads to the old directory.
@@ -196,6 +200,7 @@ impl Trip {
             cx.warn(format!("{} is another directory than before, it stays", path.display()));
             return Ok(());
         }
-        drop_directory(cx, &self.from.host, &path)
+        drop_directory(cx, &self.left, &path);
+        Ok(())
     }
 }

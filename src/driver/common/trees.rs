@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
-
 use super::folder::Folder;
 use crate::context::Cx;
 use crate::exec::host::Host;
@@ -24,20 +22,16 @@ pub fn drop_old(cx: &Cx<'_>, host: &Arc<dyn Host>, paths: Vec<PathBuf>) {
     cx.after(step.best_effort());
 }
 
-/// The same for the directory of a VM, which goes under a staging name first: half of it under its own name would be taken for
-/// the VM's directory by whoever does the action again after it was killed, and take the place of the copy.
-///
-/// # Errors
-/// This process cannot be told from others, because `/proc` cannot be read.
-pub fn drop_directory(cx: &Cx<'_>, host: &Arc<dyn Host>, path: &Path) -> Result<()> {
-    let folder = Folder::of(host, path.parent().unwrap_or(path), &Value::Absent)?;
-    let gone = folder.staging(with_suffix(Path::new(path.file_name().unwrap_or_default()), ".old"));
-    let mut ops = vec![folder.claim(), Op::PutBack { from: path.to_owned(), to: gone.clone() }];
+/// The same for the directory of a VM, which goes under a staging name of its datastore first: half of it under its own name
+/// would be taken for the VM's directory by whoever does the action again after it was killed, and take the place of the copy.
+pub fn drop_directory(cx: &Cx<'_>, datastore: &Folder, path: &Path) {
+    let gone = datastore.staging(with_suffix(Path::new(path.file_name().unwrap_or_default()), ".old"));
+    let mut ops = datastore.enter();
+    ops.push(Op::PutBack { from: path.to_owned(), to: gone.clone() });
     ops.push(Op::Remove { path: gone, tree: true, must_exist: false });
-    ops.extend(folder.leave());
+    ops.extend(datastore.leave());
     let what = format!("Remove {}, which was copied; this cannot be undone", path.display());
-    cx.after(Step::new(host, what, ops).best_effort());
-    Ok(())
+    cx.after(Step::new(&datastore.host, what, ops).best_effort());
 }
 
 /// The first path at which two trees differ in kind, size or link.

@@ -75,6 +75,8 @@ struct Move {
     to: PathBuf,
     /// The new system datastore's directory.
     folder: Folder,
+    /// The old one's.
+    left: Folder,
     /// Both are one directory.
     same: bool,
     /// Both are on one file system, as far as can be told before.
@@ -95,10 +97,11 @@ impl Move {
             stat(&base, true),
             Op::List { path: to.dir.clone() },
             Folder::question(&base),
+            Folder::question(&from.datastore_dir()),
             Op::Tree { path: from.dir.clone(), depth: 2 },
         ];
         let answers = cx.query(&to.host, questions)?;
-        let [old, new, parent, inside, staging, tree] = answers.as_slice() else {
+        let [old, new, parent, inside, staging, left, tree] = answers.as_slice() else {
             bail!("The host did not answer all questions")
         };
         let host = to.host.name();
@@ -116,6 +119,7 @@ impl Move {
             from: from.dir.clone(),
             to: to.dir.clone(),
             folder: Folder::of(&to.host, &base, staging)?,
+            left: Folder::of(&to.host, &from.datastore_dir(), left)?,
             same,
             one_file_system: parent.stat().is_none_or(|parent| parent.dev == old.dev),
             empty: new.stat().is_some(),
@@ -168,6 +172,7 @@ impl Move {
         }
         let what = format!("The copy is whole: give it its name {}", self.to.display());
         cx.apply(Step::new(host, what, ops).undo(undo).or_say(failure).whole())?;
-        drop_directory(cx, host, &self.from)
+        drop_directory(cx, &self.left, &self.from);
+        Ok(())
     }
 }
