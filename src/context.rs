@@ -160,6 +160,13 @@ impl<'a> Cx<'a> {
         Ok(())
     }
 
+    /// The locks of [`Cx::lock`], for whoever goes on after the driver: what is taken back, or done after the reply, is part
+    /// of the action.
+    #[must_use]
+    pub fn into_locks(self) -> Vec<NamedLock> {
+        self.locks.into_inner().into_iter().map(|(_, lock)| lock).collect()
+    }
+
     /// Takes a named lock of this machine, waiting for at most `wait`, until what is given back is dropped; in `explain`
     /// takes none.
     ///

@@ -4,6 +4,7 @@
 //! then the exit status says success. Whatever dies before that is a failure for oned, and is taken back: by our own
 //! undo stack, or, after `kill -9`, by the next action on the datastore ([`crate::exec::staging`]).
 
+use std::cell::RefCell;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -20,6 +21,7 @@ use crate::exec::control::{Cancel, Control};
 use crate::exec::host::local::Local;
 use crate::exec::host::policy::{Policy, Remote};
 use crate::exec::host::{Host, HostName};
+use crate::exec::lock::NamedLock;
 use crate::exec::process::Programs;
 use crate::exec::step::{Executor, Explainer, Planned, Runner};
 use crate::invocation::Invocation;
@@ -49,8 +51,10 @@ pub fn run(call: &Invocation) -> ExitCode {
 fn serve(call: &Invocation, log: &Log) -> Result<()> {
     let control = Control::new(Cancel::on_signals().context("Cannot install signal handlers")?);
     let job = Job::new(call)?;
+    // Before the runner, so that it goes after it: nobody else comes in while something is taken back.
+    let held = Held::default();
     let runner = Runner::new(control.clone(), log);
-    let reply = job.work(&control, &runner, log)?;
+    let reply = job.work(&control, &runner, log, &held)?;
     deliver(reply.as_bytes())?;
     runner.commit()
 }
@@ -64,7 +68,7 @@ pub fn explain(call: &Invocation) -> Result<Explanation> {
     let log = Log::quiet(&call.to_string());
     let job = Job::new(call)?;
     let explainer = Explainer::default();
-    let reply = job.work(&control, &explainer, &log)?;
+    let reply = job.work(&control, &explainer, &log, &Held::default())?;
     explainer.commit()?;
     Ok(Explanation { call: call.to_string(), steps: explainer.plan(), reply })
 }
@@ -110,6 +114,9 @@ fn indent(text: &str) -> String {
     text.lines().map(|line| format!("       {line}")).collect::<Vec<_>>().join("\n")
 }
 
+/// What keeps other actions from what this one works on, until its last step.
+type Held = RefCell<Vec<NamedLock>>;
+
 /// A call whose driver and entry were found and whose arguments are right in number.
 struct Job<'a> {
     call: &'a Invocation,
@@ -138,7 +145,7 @@ impl<'a> Job<'a> {
     }
 
     /// Does the work with `executor` and gives what is to be printed.
-    fn work(&self, control: &Control, executor: &dyn Executor, log: &Log) -> Result<String> {
+    fn work(&self, control: &Control, executor: &dyn Executor, log: &Log, held: &Held) -> Result<String> {
         match self.entry.serve {
             Serve::Fixed(answer) => {
                 drain_stdin()?;
@@ -151,12 +158,12 @@ impl<'a> Job<'a> {
             Serve::Datastore(serve) => {
                 self.check_arguments()?;
                 let request = self.request()?;
-                self.with_context(control, executor, log, |cx| serve(cx, &request))
+                self.with_context(control, executor, log, held, |cx| serve(cx, &request))
             }
             Serve::Tm(serve) => {
                 self.check_arguments()?;
                 let request = self.tm_request()?;
-                self.with_context(control, executor, log, |cx| serve(cx, &request))
+                self.with_context(control, executor, log, held, |cx| serve(cx, &request))
             }
         }
     }
@@ -166,6 +173,7 @@ impl<'a> Job<'a> {
         control: &Control,
         executor: &dyn Executor,
         log: &Log,
+        held: &Held,
         serve: impl FnOnce(&Cx<'_>) -> Result<Reply>,
     ) -> Result<String> {
         let env = |name: &str| std::env::var_os(name);
@@ -182,7 +190,9 @@ impl<'a> Job<'a> {
             connect: &connect,
             name: &new_name,
         });
-        serve(&cx).map(|reply| reply.to_string())
+        let reply = serve(&cx);
+        held.borrow_mut().extend(cx.into_locks());
+        reply.map(|reply| reply.to_string())
     }
 
     fn check_arguments(&self) -> Result<()> {

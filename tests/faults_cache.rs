@@ -68,6 +68,10 @@ fn a_hit_clears_away_what_a_run_left_that_was_killed_right_behind_the_image_s_na
     right(&cloud, "again");
     hit(&cloud, "again");
     assert!(!staging.exists(), "the claim stays");
+    // Or the last instant: the claim is gone, and its folder is not.
+    fs::create_dir(&staging).expect("a folder");
+    cloud.done("clone", &ABC);
+    assert!(!staging.exists(), "the folder stays");
 }
 
 #[test]

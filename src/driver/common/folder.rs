@@ -86,11 +86,13 @@ impl Folder {
         Step::new(&self.host, what, ops).undo(self.leave())
     }
 
-    /// The end of what killed runs left, where nothing else is to be done; nothing where they left nothing.
-    pub fn tidy(&self) -> Option<Step> {
+    /// The end of what killed runs left, be it an empty directory, where nothing else is to be done; nothing where they left
+    /// nothing. `answer` is what [`Folder::of`] was given.
+    pub fn tidy(&self, answer: &Value) -> Option<Step> {
+        let empty = matches!(answer, Value::Names(names) if names.is_empty());
         let what = format!("Clear away what runs that died have left in {}", self.base.display());
         let ops = || self.prepare().into_iter().chain(self.leave());
-        (!self.clear.is_empty()).then(|| Step::new(&self.host, what, ops()).best_effort())
+        (empty || !self.clear.is_empty()).then(|| Step::new(&self.host, what, ops()).best_effort())
     }
 
     /// Gives the staging directory up.

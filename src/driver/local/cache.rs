@@ -138,7 +138,7 @@ impl Cache {
         if seen.hit.is_some() {
             cx.info(format!("{} is in the cache of {}", wanted.path.display(), host.name()));
             // A run that was killed right behind the image's name comes again, and finds it here.
-            if let Some(step) = Folder::of(host, &self.path, &seen.staging)?.tidy() {
+            if let Some(step) = Folder::of(host, &self.path, &seen.staging)?.tidy(&seen.staging) {
                 cx.apply(step)?;
             }
             return Ok(seen.hit);
